@@ -3,12 +3,17 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::hash::{Hash, Hasher};
+use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::{fs, io};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use crate::sys::{self, Credentials};
@@ -89,10 +94,68 @@ fn stat(pid: i32) -> Option<(u8, u64)> {
     Some((state, start))
 }
 
-/// As whom a process runs, and the mask of its new files; nothing if it runs as more than one user at a time.
-pub fn identity(pid: i32) -> Option<(Credentials, Option<u32>)> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    parse_identity(&status)
+/// A process whose facts are of this very one, also if another gets its PID meanwhile.
+#[derive(Debug)]
+pub struct Process(OwnedFd);
+
+impl Process {
+    /// The process that has this PID now.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(Self(open(&*format!("/proc/{pid}"), flags, Mode::empty())?))
+    }
+
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let mut bytes = Vec::new();
+        File::from(openat(&self.0, name, flags, Mode::empty())?).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// As whom it runs, and the mask of its new files; nothing if it runs as more than one user at a time.
+    pub fn identity(&self) -> Option<(Credentials, Option<u32>)> {
+        let status = self.read("status").ok()?;
+        parse_identity(&String::from_utf8_lossy(&status))
+    }
+
+    /// The environment that it was started with.
+    ///
+    /// # Errors
+    /// If this user may not read it: of a process that hides its memory, only root may.
+    pub fn environment(&self) -> io::Result<Vec<(OsString, OsString)>> {
+        let bytes = self.read("environ")?;
+        let variables = bytes.split(|byte| *byte == 0).filter_map(|variable| {
+            let end = variable.iter().position(|byte| *byte == b'=')?;
+            let (name, value) = (&variable[..end], &variable[end + 1..]);
+            (!name.is_empty()).then(|| (text(name), text(value)))
+        });
+        Ok(variables.collect())
+    }
+
+    /// The arguments that it was started with, its name among them.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn arguments(&self) -> io::Result<Vec<OsString>> {
+        let bytes = self.read("cmdline")?;
+        let arguments = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
+        Ok(arguments.split(|byte| *byte == 0).map(text).collect())
+    }
+
+    /// Its working directory.
+    ///
+    /// # Errors
+    /// As for [`environment`](Self::environment).
+    pub fn working_directory(&self) -> io::Result<PathBuf> {
+        Ok(readlinkat(&self.0, "cwd")?.into())
+    }
+}
+
+fn text(bytes: &[u8]) -> OsString {
+    OsStr::from_bytes(bytes).to_owned()
 }
 
 fn parse_identity(status: &str) -> Option<(Credentials, Option<u32>)> {
@@ -114,29 +177,6 @@ fn parse_identity(status: &str) -> Option<(Credentials, Option<u32>)> {
     };
     let mask = line("Umask:").and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok());
     Some((credentials, mask))
-}
-
-/// The environment that a process was started with.
-///
-/// # Errors
-/// If this user may not read it: of a process that hides its memory, only root may.
-pub fn environment(pid: i32) -> io::Result<Vec<(OsString, OsString)>> {
-    let bytes = fs::read(format!("/proc/{pid}/environ"))?;
-    let variables = bytes.split(|byte| *byte == 0).filter_map(|variable| {
-        let end = variable.iter().position(|byte| *byte == b'=')?;
-        let (name, value) = (&variable[..end], &variable[end + 1..]);
-        let text = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
-        (!name.is_empty()).then(|| (text(name), text(value)))
-    });
-    Ok(variables.collect())
-}
-
-/// The working directory of a process.
-///
-/// # Errors
-/// As for [`environment`].
-pub fn working_directory(pid: i32) -> io::Result<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/cwd"))
 }
 
 /// The initial PID namespace, the same on each system (`PROC_PID_INIT_INO`).
@@ -213,10 +253,30 @@ mod tests {
         assert_eq!((found.user, found.group, mask), (7, 8, Some(0o77)));
         assert_eq!((found.groups, found.may_switch), (vec![8, 9], true));
         assert_eq!(parse_identity(&status(0)), None);
-        let (own, _) = identity(own_pid()).unwrap();
-        assert_eq!(own.user, nix::unistd::geteuid().as_raw());
-        let own = environment(own_pid()).unwrap();
-        assert!(own.iter().any(|(name, _)| name == "PATH"));
+    }
+
+    #[test]
+    fn what_is_read_of_a_process_is_of_that_one() {
+        let own = Process::open(own_pid()).unwrap();
+        let (identity, _) = own.identity().unwrap();
+        assert_eq!(identity.user, nix::unistd::geteuid().as_raw());
+        let variables = own.environment().unwrap();
+        assert!(variables.iter().any(|(name, _)| name == "PATH"));
+        let arguments: Vec<OsString> = std::env::args_os().collect();
+        assert_eq!(own.arguments().unwrap(), arguments);
+        let folder = std::env::current_dir().unwrap();
+        assert_eq!(own.working_directory().unwrap(), folder);
+        let mut child = std::process::Command::new("cat");
+        let child = child.stdin(std::process::Stdio::piped()).spawn();
+        let mut child = child.unwrap();
+        let seen = Process::open(i32::try_from(child.id()).unwrap()).unwrap();
+        assert!(seen.identity().is_some());
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        // Whoever has the PID now.
+        assert_eq!(seen.identity(), None);
+        assert!(seen.environment().is_err() && seen.working_directory().is_err());
+        assert!(Process::open(-1).is_err());
     }
 
     #[test]

@@ -116,6 +116,18 @@ pub fn owner(folder: &Path) -> io::Result<u32> {
     checked(folder, Whose::Readers).and_then(|folder| Ok(fs::metadata(folder)?.uid()))
 }
 
+/// The instances of the packaged service that have a folder, with it.
+pub fn of_instances() -> Vec<(String, PathBuf)> {
+    let name = |folder: &PathBuf| {
+        let text = folder.to_str()?.strip_prefix(SYSTEM)?.strip_prefix('-')?;
+        Some(text.to_owned())
+    };
+    let folders = of_services().into_iter();
+    folders
+        .filter_map(|folder| Some((name(&folder)?, folder)))
+        .collect()
+}
+
 /// The folders of the packaged service and of its instances.
 fn of_services() -> Vec<PathBuf> {
     let above = Path::new(SYSTEM).parent().unwrap_or(Path::new("/"));
@@ -127,7 +139,7 @@ fn of_services() -> Vec<PathBuf> {
 }
 
 /// Whether this is the place of the folder of a service.
-fn is_services(folder: &Path) -> bool {
+pub fn is_services(folder: &Path) -> bool {
     let text = folder.as_os_str().as_bytes();
     let behind = text.strip_prefix(SYSTEM.as_bytes());
     behind.is_some_and(|it| it.is_empty() || it.starts_with(b"-") && !it.contains(&b'/'))

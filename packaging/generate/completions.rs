@@ -106,12 +106,14 @@ fn replaced(script: &str, call: impl Fn(&str) -> String) -> String {
     text + rest
 }
 
+/// The program in PATH, not the one on the line: a Tab executes nothing that lies in a folder by chance.
+///
 /// Words that bash would split at a colon are asked for as a whole, and offered without what stands before it.
 const BASH_NAMES: &str = r#"_conserver_names() {
     local line="${COMP_LINE:0:COMP_POINT}" name
     local word="${line##*[[:space:]]}"
     [[ $2 == -* ]] && return
-    "${COMP_WORDS[0]}" complete "$1" -- "$word" 2>/dev/null | while read -r name; do
+    command conserver complete "$1" -- "$word" 2>/dev/null | while read -r name; do
         echo "${name#"${word%"$2"}"}"
     done
 }

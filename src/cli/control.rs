@@ -3,7 +3,9 @@
 //! The supervisor is told by signals, and by a word of its scoreboard for a number; it shows there what it makes of
 //! them. So only root and the daemon's own user can tell it anything.
 
+use std::env;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,13 +13,15 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
 use super::load_config;
 use super::output::{counted, eprint_line, eprint_lines, print_line};
+use super::service::systemctl_alone;
 use super::status::find;
 use crate::child::WAKE_UP;
 use crate::exit::Exit;
+use crate::runtime_dir;
 use crate::scoreboard::{DaemonPhase, ReloadState, Snapshot, lock_holder, request_workers};
 use crate::settings::Settings;
 use crate::supervisor::MOST_WORKERS;
@@ -112,7 +116,8 @@ impl ReloadArgs {
                 return Err((why, Exit::Config));
             }
         }
-        let before = daemon.found.header.reloads;
+        // The checks may have taken minutes, in which somebody else has reloaded.
+        let before = daemon.look().map_err(ended)?.header.reloads;
         daemon.signal(Signal::SIGHUP)?;
         let state = daemon.wait("has not begun to reload", Some(NOTICE_LIMIT), |now| {
             (now.header.reloads > before).then_some(now.header.reload_state)
@@ -155,11 +160,14 @@ impl DrainArgs {
 
     fn drain(&self, settings: &Settings) -> Result<Exit, Failure> {
         let daemon = Daemon::find(settings)?;
-        // A second SIGTERM would not let the workers finish.
-        if daemon.found.header.phase != Some(DaemonPhase::Stopping) {
-            if let Some(unit) = Unit::restarting(daemon.pid()) {
-                return Err((unit.advice(), Exit::Usage));
-            }
+        if daemon.found.header.phase != Some(DaemonPhase::Stopping)
+            && let Some(unit) = Unit::restarting(daemon.pid())
+        {
+            return Err((unit.advice(), Exit::Usage));
+        }
+        // Looked at only now: a second SIGTERM would not let the workers finish.
+        let phase = daemon.look().map_err(ended)?.header.phase;
+        if phase != Some(DaemonPhase::Stopping) {
             daemon.signal(Signal::SIGTERM)?;
         }
         if !self.wait {
@@ -193,6 +201,27 @@ fn finish(result: Result<Exit, Failure>) -> Exit {
     })
 }
 
+/// Refuses the scoreboard of a stranger, which root may look at: it could name any process.
+fn may_be_told(board: &Path) -> Result<(), Failure> {
+    let folder = board.parent().unwrap_or(board);
+    let owner =
+        runtime_dir::owner(folder).map_err(|error| (error.to_string(), Exit::Unavailable))?;
+    let own = geteuid().as_raw();
+    if owner == own || owner == 0 || runtime_dir::is_services(folder) {
+        return Ok(());
+    }
+    let why = format!(
+        "the daemon of {} belongs to user {owner}: run the command as that user",
+        board.display()
+    );
+    Err((why, Exit::NoPermission))
+}
+
+fn ended(why: String) -> Failure {
+    let why = format!("the daemon has ended meanwhile: {why}");
+    (why, Exit::Unavailable)
+}
+
 /// The daemon on this machine.
 struct Daemon {
     found: Snapshot,
@@ -202,6 +231,7 @@ impl Daemon {
     /// Finds it, and makes sure that its PID is one that means it here too.
     fn find(settings: &Settings) -> Result<Self, Failure> {
         let found = find(settings).map_err(|why| (why, Exit::Unavailable))?;
+        may_be_told(&found.board)?;
         let holder = lock_holder(&found.board);
         let holder = holder.map_err(|error| (error.to_string(), Exit::Unavailable))?;
         if holder != Some(found.header.pid) {
@@ -260,10 +290,7 @@ impl Daemon {
     ) -> Result<T, Failure> {
         let begun = Instant::now();
         loop {
-            let now = self.look().map_err(|why| {
-                let why = format!("the daemon has ended meanwhile: {why}");
-                (why, Exit::Unavailable)
-            })?;
+            let now = self.look().map_err(ended)?;
             if let Some(shown) = shown(&now) {
                 return Ok(shown);
             }
@@ -291,14 +318,26 @@ impl Unit {
     fn restarting(pid: i32) -> Option<Self> {
         let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let unit = Self::of_cgroups(&cgroups)?;
-        let mut show = Command::new("systemctl");
-        if unit.is_users {
+        // Without systemctl, nobody can say.
+        let shown = unit.asking().output().ok()?;
+        starts_again(&String::from_utf8_lossy(&shown.stdout), pid).then_some(unit)
+    }
+
+    /// Asks systemd for the properties that [`starts_again`] reads.
+    fn asking(&self) -> Command {
+        let mut show = systemctl_alone();
+        if self.is_users {
             show.arg("--user");
+            // Where the user's own systemd listens.
+            for name in ["XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"] {
+                if let Some(value) = env::var_os(name) {
+                    show.env(name, value);
+                }
+            }
         }
         show.args(["show", "--property=MainPID", "--property=Restart", "--"]);
-        // Without systemctl, nobody can say.
-        let shown = show.arg(&unit.name).output().ok()?;
-        starts_again(&String::from_utf8_lossy(&shown.stdout), pid).then_some(unit)
+        show.arg(&self.name);
+        show
     }
 
     /// The unit that the control groups of a process name.
@@ -337,8 +376,24 @@ fn starts_again(properties: &str, pid: i32) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::os::unix::fs::chown;
+
     use super::*;
+
+    #[test]
+    fn a_strangers_daemon_is_told_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let board = folder.path().join("x.scoreboard");
+        may_be_told(&board).unwrap();
+        if geteuid().is_root() {
+            chown(folder.path(), Some(12_345), None).unwrap();
+            let (why, exit) = may_be_told(&board).unwrap_err();
+            assert_eq!(exit, Exit::NoPermission);
+            assert!(why.contains("belongs to user 12345"), "{why}");
+        }
+    }
 
     #[test]
     fn the_unit_of_a_daemon_is_found_by_its_control_group() {
@@ -362,6 +417,24 @@ mod tests {
             let unit = Unit::of_cgroups(cgroups);
             let found = unit.as_ref().map(|unit| (&*unit.name, unit.is_users));
             assert_eq!(found, expected, "{cgroups}");
+        }
+    }
+
+    #[test]
+    fn systemd_is_asked_without_what_a_services_user_could_have_put_there() {
+        for is_users in [false, true] {
+            let unit = Unit {
+                name: "x.service".to_owned(),
+                is_users,
+            };
+            let asking = unit.asking();
+            assert_eq!(asking.get_program(), "/usr/bin/systemctl");
+            for (name, _) in asking.get_envs() {
+                let is_users_own = ["XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"];
+                assert!(name == "LC_ALL" || is_users && is_users_own.iter().any(|it| name == *it));
+            }
+            // As it is printed, too: with `env -i` for one that inherits nothing.
+            assert!(format!("{asking:?}").contains("env -i"), "{asking:?}");
         }
     }
 

@@ -219,6 +219,7 @@ impl Command {
     /// What it needs of the settings of a service.
     fn needs(&self) -> Needs {
         match self {
+            Self::Dlq(dlq) if dlq.is_for_monitor() => Needs::Nothing,
             Self::Check(_)
             | Self::Submit(_)
             | Self::Get(_)
@@ -278,10 +279,15 @@ fn load_config(settings: &Settings) -> Result<Config, Exit> {
 
 /// Takes variables from `.env`.
 fn env_file(command: Option<&Command>) -> Result<EnvFile, SettingsErrors> {
-    use Command::{Candidate, Child, Forkserver, Logs, Migrate, Reaper, Version};
+    use Command::{Candidate, Child, Dlq, Forkserver, Logs, Migrate, Reaper, Version};
     // What a process of the daemon executes has the environment of that, with what it took from the file. A file that
     // has changed since is for the next start.
     if let Some(Child(_) | Candidate(_) | Forkserver(_) | Reaper) = command {
+        return Ok(EnvFile::default());
+    }
+    if let Some(Dlq(dlq)) = command
+        && dlq.is_for_monitor()
+    {
         return Ok(EnvFile::default());
     }
     // They have no settings.

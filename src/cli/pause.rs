@@ -6,9 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use nix::unistd::{User, gethostname, getuid};
+use nix::unistd::gethostname;
 
 use super::output::{eprint_line, print_line, print_lines, table};
+use super::service;
 use super::status::find;
 use crate::config::{Chain, ListName, Plan};
 use crate::exit::Exit;
@@ -242,16 +243,10 @@ fn names(targets: &[PauseTarget]) -> String {
     names.join(", ")
 }
 
-/// Who runs this command: `user@host`. Behind sudo, the user who called that.
+/// Who runs this command: `user@host`.
 fn operator() -> String {
-    let caller = std::env::var("SUDO_USER").ok();
-    let caller = caller.filter(|name| getuid().is_root() && !name.is_empty());
-    let user = caller.unwrap_or_else(|| match User::from_uid(getuid()) {
-        Ok(Some(user)) => user.name,
-        _ => getuid().to_string(),
-    });
     let host = gethostname().unwrap_or_default();
-    format!("{user}@{}", host.to_string_lossy())
+    format!("{}@{}", service::caller(), host.to_string_lossy())
 }
 
 /// The instances that follow, or those that do not in time.

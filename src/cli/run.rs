@@ -222,6 +222,8 @@ fn run_child(
     config: Option<Arc<Config>>,
 ) -> Exit {
     settings.instance.clone_from(&assignment.instance);
+    // The supervisor may have been told it by an argument.
+    settings.config_file.clone_from(&assignment.config_file);
     let child = match Child::begin(&assignment, parent) {
         Ok(child) => child,
         Err(error) => {

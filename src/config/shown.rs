@@ -6,10 +6,12 @@
 
 use std::path::Path;
 
+use super::read::OWN;
 use super::schema::{forms_of_follower, forms_of_module};
 use super::{ConfigErrors, source};
 use crate::options::forms::{OptionForms, OptionKind};
 use crate::options::scalars;
+use crate::options::substitution::is_reference;
 use crate::options::yaml::{self, Entry, Mapping, Node, NodeKind};
 use crate::secret::names_a_secret;
 use crate::visible::is_visible;
@@ -61,6 +63,8 @@ impl ShownConfig {
             Some(NodeKind::Mapping(sections)) => sections,
             _ => Mapping::new(),
         };
+        // Their anchors are replaced where they are repeated, and nothing tells which of their values are secret.
+        sections.retain(|section, _| !section.starts_with(OWN));
         for (section, entry) in &mut sections {
             hide_section(section, &mut entry.value);
         }
@@ -87,14 +91,6 @@ impl ShownConfig {
 }
 
 fn hide_section(section: &str, node: &mut Node) {
-    if section == "ingress_auth" {
-        // The keys of the API server, by the names of lists.
-        hide_all(node);
-        return;
-    }
-    let NodeKind::Mapping(entries) = &mut node.kind else {
-        return;
-    };
     let has_names = [
         "links",
         "storages",
@@ -103,9 +99,15 @@ fn hide_section(section: &str, node: &mut Node) {
         "tracers",
         "imports",
     ];
+    let NodeKind::Mapping(entries) = &mut node.kind else {
+        hide_all(node);
+        return;
+    };
     if !has_names.contains(&section) {
-        // One that holds values for others to repeat.
-        hide_options(entries, None);
+        // The keys of the API server, by the names of lists; or one that has no effect.
+        entries
+            .values_mut()
+            .for_each(|entry| hide_all(&mut entry.value));
         return;
     }
     let follower = (section == "followers").then(forms_of_follower);
@@ -210,8 +212,14 @@ fn each_text(node: &mut Node, change: &dyn Fn(&str) -> String) {
 /// A secret text: what stands in it itself is hidden, the names of variables and files are not.
 fn hidden(text: &str) -> String {
     if text.contains("://") {
-        return hidden_url(text, true);
+        hidden_url(text, true)
+    } else {
+        without_literals(text)
     }
+}
+
+/// A text with the names of variables and files alone.
+fn without_literals(text: &str) -> String {
     let mut shown = String::new();
     let mut rest = text;
     loop {
@@ -232,64 +240,99 @@ fn hidden(text: &str) -> String {
     }
 }
 
-/// Where the first `${…}` begins and ends. `$${` is the text `${`.
+/// A text without the names of variables and files.
+fn literals(text: &str) -> String {
+    let mut found = String::new();
+    let mut rest = text;
+    while let Some((start, end)) = reference_in(rest) {
+        found.push_str(&rest[..start]);
+        rest = &rest[end..];
+    }
+    found + rest
+}
+
+/// Where the first `${…}` that names a variable or a file begins and ends. `$${` is the text `${`.
 fn reference_in(text: &str) -> Option<(usize, usize)> {
     let mut from = 0;
     while let Some(found) = text.get(from..)?.find("${") {
         let start = from + found;
-        if !text[..start].ends_with('$') {
-            let end = start + text[start..].find('}')? + 1;
-            return Some((start, end));
+        let inside = &text[start + 2..];
+        if !text[..start].ends_with('$')
+            && let Some((name, _)) = inside.split_once('}')
+            && is_reference(name)
+        {
+            return Some((start, start + name.len() + 3));
         }
         from = start + 2;
     }
     None
 }
 
-/// A text with a URL, or several: without passwords and values of queries. If all of it is secret, as a webhook's
-/// is, also without the path on a web server.
+/// A text with a URL in it: without its password and the values of its query. A text that is secret must be one URL
+/// to be shown, and is shown without the path on a web server, as a webhook's is secret.
+///
+/// Passwords may hold anything that ends a URL, unescaped. So the last `@` counts, wherever it stands, and where it
+/// may belong to a secret query or path as well, nothing behind the scheme is shown.
 fn hidden_url(text: &str, is_secret: bool) -> String {
-    let mut shown = String::new();
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("://") {
-        shown.push_str(before);
-        shown.push_str("://");
-        let is_web = before.ends_with("http") || before.ends_with("https");
-        let end = after
-            .find([' ', '\t', '\n', '"', '\'', '>'])
-            .unwrap_or(after.len());
-        let (url, behind) = after.split_at(end);
-        let (url, query) = match url.split_once(['?', '#']) {
-            Some((url, query)) => (url, Some(query)),
-            None => (url, None),
-        };
-        // The last: a password may hold an unescaped one, and a slash too.
-        let (login, place) = match url.rsplit_once('@') {
-            Some((login, place)) => (Some(login), place),
-            None => (None, url),
-        };
-        match login.map(|login| login.split_once(':').unwrap_or((login, ""))) {
-            Some(("", "")) => shown.push('@'),
-            // A user without a password may be a token.
-            Some((token, "")) => shown.push_str(&format!("{}@", hidden(token))),
-            Some((user, password)) => shown.push_str(&format!("{user}:{}@", hidden(password))),
-            None => {}
-        }
-        let (host, path) = place.split_at(place.find('/').unwrap_or(place.len()));
-        shown.push_str(host);
-        if is_secret && is_web && path.len() > 1 {
-            shown.push('/');
-            shown.push_str(&hidden(path.trim_start_matches('/')));
-        } else {
-            shown.push_str(path);
-        }
-        if let Some(query) = query {
-            shown.push('?');
-            shown.push_str(&hidden(query));
-        }
-        rest = behind;
+    let Some((before, after)) = text.split_once("://") else {
+        return without_literals(text);
+    };
+    let is_in_scheme = |c: char| c.is_ascii_alphanumeric() || "+.-".contains(c);
+    let scheme = before.rsplit(|c| !is_in_scheme(c)).next().unwrap_or("");
+    let is_web = ["http", "https"]
+        .iter()
+        .any(|it| scheme.eq_ignore_ascii_case(it));
+    if is_secret && (scheme.is_empty() || scheme != before) {
+        return without_literals(text);
     }
-    shown + rest
+    let mut shown = format!("{before}://");
+    let (login, place) = match after.rsplit_once('@') {
+        Some((login, place)) => (Some(login), place),
+        None => (None, after),
+    };
+    let (place, query) = match place.split_once(['?', '#']) {
+        Some((place, query)) => (place, Some(query)),
+        None => (place, None),
+    };
+    let (host, path) = place.split_at(place.find('/').unwrap_or(place.len()));
+    if let Some(login) = login {
+        // Not one URL, but several settings, of which another may be the one with the `@`.
+        let splits = |c: char| c.is_whitespace() || ";,&\"'".contains(c);
+        if is_secret && literals(login).contains(splits) {
+            return without_literals(text);
+        }
+        let ends = if is_secret && is_web { "?#/" } else { "?#" };
+        if literals(login).contains(|c| ends.contains(c)) {
+            return shown + &without_literals(after);
+        }
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "._~%+-".contains(c);
+        match login.split_once(':').unwrap_or((login, "")) {
+            ("", "") => {}
+            // A user without a password may be a token.
+            (token, "") => shown.push_str(&without_literals(token)),
+            (user, password) if literals(user).chars().all(is_plain) => {
+                shown.push_str(&format!("{user}:{}", without_literals(password)));
+            }
+            _ => shown.push_str(&without_literals(login)),
+        }
+        shown.push('@');
+    }
+    let hides_path = is_secret && is_web && path.len() > 1;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._~%+-:/,[]".contains(c);
+    let told = if hides_path { host } else { place };
+    if is_secret && !literals(told).chars().all(is_plain) {
+        return without_literals(text);
+    }
+    shown.push_str(told);
+    if hides_path {
+        shown.push('/');
+        shown.push_str(&without_literals(&path[1..]));
+    }
+    if let Some(query) = query {
+        shown.push('?');
+        shown.push_str(&without_literals(query));
+    }
+    shown
 }
 
 /// Writes a tree as YAML, each value on a line of its own.
@@ -490,9 +533,21 @@ chains:
             ("https://${A}:${B}@${C}/", "https://${A}:${B}@${C}/"),
             ("redis://:a/b@c@h:1/2", "redis://:***@h:1/2"),
             ("redis://token@h", "redis://***@h"),
+            ("redis://u:a#b@h/1", "redis://***"),
+            ("redis://u:a=b@h/1", "redis://u:***@h/1"),
+            ("redis://h password=@b", "***"),
+            ("redis://u:${A}@h", "redis://u:${A}@h"),
+            ("https://h/p?t=a@b", "https://***"),
+            ("https://h/a@b", "https://***"),
+            ("A=x;B=https://h/", "***"),
+            ("redis://h/0 a", "***"),
+            ("https://h;k=v/p", "***"),
+            ("${a b}", "***"),
         ] {
             assert_eq!(hidden(text), expected, "{text}");
         }
+        let several = "run redis://h/0 redis://u:a@h 'x'";
+        assert_eq!(hidden_url(several, false), "run redis://***@h 'x'");
     }
 
     #[test]
@@ -529,6 +584,76 @@ chains: {}";
                     .prop_map(|members| members.into_iter().collect::<serde_json::Value>()),
             ]
         })
+    }
+
+    /// Places in a configuration where a text is secret, or a part of a URL in it is.
+    const PLACES: [(&str, bool); 9] = [
+        (
+            "x-pw: &pw TEXT\nstorages: {a: {module: storage.postgres, options: {password: *pw}}}",
+            true,
+        ),
+        (
+            "x-values: {pg: &pw TEXT}\nstorages: {a: {module: storage.own, options: {password: *pw}}}",
+            true,
+        ),
+        (
+            "x-urls: [&url TEXT]\nlinks: {a: {module: links.own, options: {url: *url}}}",
+            false,
+        ),
+        ("unknown: {a: [TEXT]}", true),
+        ("ingress_auth: TEXT", true),
+        (
+            "storages: {a: {module: storage.own, options: {connection_string: TEXT}}}",
+            true,
+        ),
+        (
+            "links: {a: {module: links.webhook, options: {webhook-urls: [TEXT]}}}",
+            true,
+        ),
+        (
+            "links: {a: {module: links.exec, options: {command: [run, TEXT]}}}",
+            false,
+        ),
+        ("followers: {a: {url: TEXT, auth_token: TEXT}}", false),
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn no_secret_that_was_put_in_comes_out(
+            before in "[ -#%-~]{0,6}",
+            behind in "[ -#%-~]{0,6}",
+            scheme in "(redis|https|HTTP|unix|s3[+]x)",
+            user in "[a-z%]{0,3}",
+            host in "[a-z0-9.:]{1,8}",
+            end in "[a-z0-9/?&=#%.]{0,12}",
+        ) {
+            let secret = format!("{before}hunter2{behind}");
+            let in_urls = [
+                format!("{scheme}://{user}:{secret}@{host}{end}"),
+                format!("{scheme}://{host}/?{secret}"),
+                format!("{scheme}://{host}#t={secret}&x"),
+                format!("run {scheme}://{user}:{secret}@{host}"),
+            ];
+            let in_texts = [
+                secret.clone(),
+                format!("a={secret}://{host}"),
+                format!("AccountKey={secret};Url={scheme}://{host}{end}"),
+                format!("{scheme}://{host} password={secret}"),
+                format!("{scheme}://{host};AccountKey={secret}"),
+                format!("https://{host}/{end}/{secret}"),
+            ];
+            for (place, is_secret) in PLACES {
+                let texts = in_texts.iter().filter(|_| is_secret).chain(&in_urls);
+                for text in texts {
+                    let text = place.replace("TEXT", &serde_json::json!(text).to_string());
+                    let config = shown(&text);
+                    let shown = config.yaml(&|_| None) + &config.json();
+                    prop_assert!(!shown.contains("hunter2"), "{text}\n{shown}");
+                }
+            }
+        }
     }
 
     proptest! {

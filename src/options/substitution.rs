@@ -91,7 +91,7 @@ impl Environment {
             }
             expanded.push_str(before);
             let named = inside.split_once('}');
-            match named.filter(|(name, _)| name.starts_with(FILE) || is_variable(name)) {
+            match named.filter(|(name, _)| is_reference(name)) {
                 Some((name, after)) => {
                     let value = self.value(name);
                     let text = |why| format!("{why}; write `$${{` for the text `${{`");
@@ -198,13 +198,18 @@ pub(crate) fn references(text: &str) -> Vec<&str> {
         rest = inside;
         if !before.ends_with('$')
             && let Some((name, after)) = inside.split_once('}')
-            && (name.starts_with(FILE) || is_variable(name))
+            && is_reference(name)
         {
             found.push(name);
             rest = after;
         }
     }
     found
+}
+
+/// Whether a text between `${` and `}` names a variable or a file; if not, it is text like all else.
+pub(crate) fn is_reference(name: &str) -> bool {
+    name.starts_with(FILE) || is_variable(name)
 }
 
 fn is_variable(name: &str) -> bool {

@@ -37,6 +37,9 @@ const MOST_SHOWN: usize = 16 << 10;
 /// or a program says, and JSON makes that six times as long at most.
 pub(super) const MOST_OF_REASON: usize = 512 << 10;
 
+/// Bytes by which one reason is told from another.
+pub const KNOWN_OF_REASON: usize = 4096;
+
 /// An entry of a dead letter queue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeadLetter {
@@ -345,6 +348,25 @@ impl DeadLetters {
     ) -> Result<Moved, QueueError> {
         let mut call = dropping(&self.scripts.drop_dead_letters, owner, list, document);
         call.arg("this").arg(entry.as_bytes());
+        moved(
+            call.invoke(&mut *self.connection)?,
+            "discarding a dead letter",
+        )
+    }
+
+    /// Discards a dead letter in one step, unless it has failed for another reason meanwhile, or only waits for its
+    /// storage now. Its document stays. Reasons are the same if their first [`KNOWN_OF_REASON`] bytes are.
+    pub fn drop_known(
+        &mut self,
+        owner: Owner,
+        list: &Raw,
+        letter: &RawDeadLetter,
+    ) -> Result<Moved, QueueError> {
+        let reason = letter.reason.as_deref().unwrap_or_default();
+        let mut call = dropping(&self.scripts.drop_dead_letters, owner, list, false);
+        call.arg("this").arg(letter.entry.as_bytes());
+        call.arg(&reason[..reason.len().min(KNOWN_OF_REASON)]);
+        call.arg(KNOWN_OF_REASON);
         moved(
             call.invoke(&mut *self.connection)?,
             "discarding a dead letter",

@@ -67,8 +67,8 @@ pub use dead_letter_groups::{
     DeadLetterGroup, DeadLetterGroups, GroupLimits, GroupedQueue, error_pattern,
 };
 pub use dead_letters::{
-    DeadLetter, DeadLetters, HeldLock, Moved, Owner, RawDeadLetter, ReplayLock, ReplayOutcome,
-    ReplayStart, StoredReason,
+    DeadLetter, DeadLetters, HeldLock, KNOWN_OF_REASON, Moved, Owner, RawDeadLetter, ReplayLock,
+    ReplayOutcome, ReplayStart, StoredReason,
 };
 pub use direct_writes::Overwritten;
 pub use documents::{

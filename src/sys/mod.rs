@@ -16,7 +16,7 @@ pub use process::{
     End, Fork, NOT_FOR_CHILDREN, fork, nameless_file, own_program, peek, reap, reap_child,
     replace_variables, set_variables, take_stdin, this_program,
 };
-pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group, unread};
+pub use program::{bind, detach, has_ended, is_group, keep_standard_streams, kill_group, unread};
 pub use signals::{CaughtSignals, HeldSignals, end_is_pending, hold_signals, release_signals};
 
 #[cfg(target_os = "linux")]

@@ -45,6 +45,19 @@ pub fn bind(command: &mut Command, watch: Option<&Arc<OwnedFd>>) {
     unsafe { command.pre_exec(begin) };
 }
 
+/// Makes the program lead a session of its own, where it cannot type at the terminal of whoever runs this process,
+/// and keep no descriptor but the first three. Root's command that has become another user needs that: others of
+/// that user's processes may trace the program.
+pub fn detach(command: &mut Command) {
+    let begin = || {
+        nix::unistd::setsid()?;
+        close_others();
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes two system calls that may be made there: setsid, close_range.
+    unsafe { command.pre_exec(begin) };
+}
+
 /// Makes the program keep no descriptor but the first three.
 pub fn keep_standard_streams(command: &mut Command) {
     let begin = || {
@@ -121,6 +134,25 @@ mod tests {
         drop(held);
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(text.trim(), pid.to_string());
+    }
+
+    #[test]
+    fn a_detached_program_has_a_session_of_its_own_and_three_descriptors() {
+        let (read, _write) = std::io::pipe().unwrap();
+        let inherited = nix::fcntl::fcntl(&read, nix::fcntl::FcntlArg::F_DUPFD(77)).unwrap();
+        let script = format!("ps -o sid= -p $$; test ! -e /dev/fd/{inherited} && echo closed");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]);
+        // SAFETY: it has just been made, and belongs to nothing else.
+        let _inherited = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(inherited) };
+        command.stdout(Stdio::piped());
+        detach(&mut command);
+        let child = command.spawn().unwrap();
+        let pid = child.id();
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        assert_eq!(words, [&*pid.to_string(), "closed"]);
     }
 
     #[test]

@@ -65,6 +65,8 @@ fn nothing_is_claimed_from_a_paused_list_by_any_instance() {
     wait_until("the other chain goes on", PATIENCE, || {
         redis.length("lit") == 3
     });
+    // What a worker that is killed has in work comes back.
+    stay(&redis, waiting);
     // Workers and monitors that take the place of others follow, and so does a daemon that starts.
     let killed = [here.workers()[&1], there.process("conserver-mon")];
     for pid in killed {

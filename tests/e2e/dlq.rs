@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use conserver::queue::{DeadLetters, Moved, Owner, Raw, RawDeadLetter, Server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -872,4 +873,45 @@ fn queues_that_were_there_before_are_found_once_and_listed_without_all() {
     round();
     assert_eq!(scans(), before + 1);
     assert_eq!(names(), ["former", "storage:former"]);
+}
+
+#[test]
+fn what_has_failed_for_another_reason_meanwhile_is_not_dropped() {
+    let redis = Redis::plain();
+    redis.ask::<i64>(&["RPUSH", "DLQ:storage:pg", "a", "b", "c", "d"]);
+    let long = "x".repeat(5000);
+    redis.ask::<i64>(&[
+        "HSET",
+        "conserver:dlq:storage:pg",
+        "a",
+        "new",
+        "b",
+        "same",
+        "d",
+        &long,
+    ]);
+    let server = Server::new(&redis.url().parse().expect("a URL")).expect("a server");
+    let connection = server.connect("test").expect("a connection");
+    let mut letters = DeadLetters::new(connection, 60);
+    // The third only waits for its storage now.
+    for (entry, reason, expected) in [
+        ("a", Some("old"), 0),
+        ("a", None, 0),
+        ("b", Some("same"), 1),
+        ("c", Some("old"), 0),
+        ("d", Some(&*long), 1),
+    ] {
+        let letter = RawDeadLetter {
+            entry: Raw::new(entry),
+            reason: reason.map(|text| text.as_bytes().to_vec()),
+        };
+        let dropped = letters.drop_known(Owner::Storage, &Raw::new("storage:pg"), &letter);
+        let dropped = dropped.expect("an answer");
+        assert!(
+            matches!(dropped, Moved::Some(count) if count == expected),
+            "{entry}: {dropped:?}"
+        );
+    }
+    assert_eq!(redis.list("DLQ:storage:pg"), ["a", "c"]);
+    assert_eq!(redis.ask::<i64>(&["HLEN", "conserver:dlq:storage:pg"]), 1);
 }

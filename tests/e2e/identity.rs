@@ -1,7 +1,7 @@
 //! Commands act as the service on this machine, and only as the one that root has put there.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::fs::{self, OpenOptions, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
@@ -113,6 +113,13 @@ fn a_command_of_roots_acts_as_the_service_and_others_are_told_what_to_do() {
         &run(&root, &["status", "--queues", "--instance", &name], 0),
         &["there (PID ", "default"],
     );
+    // Who did it is the caller, not the service's user.
+    let sudo = caller().env("SUDO_USER", "alice");
+    run(&sudo, &["pause", "default", "--instance", &name], 0);
+    let paused = run(&sudo, &["pause", "--instance", &name], 0);
+    said(&paused, &["default", "alice@"]);
+    run(&sudo, &["resume", "default", "--instance", &name], 0);
+
     // The rights are those of the service's user.
     chown(&config, Some(0), Some(0)).expect("root");
     allow(&config, 0o600);
@@ -190,6 +197,22 @@ fn a_command_of_roots_acts_as_the_service_and_others_are_told_what_to_do() {
     );
     folder.is_for(USER, 0o750);
     chown(&board, Some(USER), None).expect("root");
+    run(&root, &get, 0);
+
+    // A scoreboard that names a process of the user's that has not locked it, as one from a container does.
+    let pid = daemon.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.expect("its children");
+    let child = children.split_whitespace().next().expect("a worker");
+    let file = OpenOptions::new().write(true).open(&board).expect("a file");
+    // The fifth word.
+    let name_pid = |pid: u64| file.write_all_at(&pid.to_ne_bytes(), 32).expect("a word");
+    name_pid(child.parse().expect("a PID"));
+    said(
+        &run(&root, &get, 77),
+        &["is not here the process that has locked it"],
+    );
+    name_pid(u64::from(pid.unsigned_abs()));
     run(&root, &get, 0);
     daemon.stop();
 }

@@ -505,10 +505,23 @@ impl Acting {
             .env("TICK_INTERVAL", "200")
             .env("CONSERVER_RETRY_ATTEMPTS", "1")
             .env("CONSERVER_HTTP", monitor.setting());
-        let token = conserver.folder().join("token");
+        let folder = conserver.folder().to_owned();
+        let token = folder.join("token");
         fs::write(&token, TOKEN).expect("a file");
         fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("a file");
-        let daemon = conserver.env("CONSERVER_HTTP_TOKEN_FILE", &token).start();
+        // The daemon alone is told which configuration there is, and a `.env` of later is for its next start.
+        fs::rename(folder.join("config.yml"), folder.join("other.yml")).expect("a file");
+        let script = folder.join("with-config");
+        let built = env!("CARGO_BIN_EXE_conserver");
+        let text = format!("#!/bin/sh\nexec '{built}' --config other.yml \"$@\"\n");
+        fs::write(&script, text).expect("a file");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("a file");
+        let conserver = conserver
+            .without("CONSERVER_CONFIG_FILE")
+            .program(script)
+            .env("CONSERVER_HTTP_TOKEN_FILE", &token);
+        let daemon = conserver.start();
+        fs::write(folder.join(".env"), "no name=x\n").expect("a file");
         monitor.wait_for("/readyz", 200);
         // Its charts are to begin before anybody looks.
         let early = monitor.get("/history").json();

@@ -13,6 +13,7 @@ mod manual;
 mod schema;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use conserver::config::Config;
@@ -270,10 +271,11 @@ fn offered(folder: &Path, line: &str) -> Vec<String> {
     let current = last.rsplit(':').next().unwrap();
     let program = format!(
         "source {}; COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; COMP_WORDS=({}); COMP_CWORD={}; \
-         _conserver conserver '{current}' {}; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+         _conserver {} '{current}' {}; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
         script.display(),
         words.join(" "),
         before.len(),
+        before[0],
         before.last().unwrap(),
     );
     let built = Path::new(env!("CARGO_BIN_EXE_conserver")).parent().unwrap();
@@ -317,6 +319,10 @@ chains: {main: {ingress_lists: [calls, other], storages: [pg, s3], egress_lists:
     ] {
         assert_eq!(offered(folder.path(), line), expected, "{line}");
     }
+    let hostile = folder.path().join("conserver");
+    fs::write(&hostile, "#!/bin/sh\ntouch ran; echo evil\n").unwrap();
+    fs::set_permissions(&hostile, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(offered(folder.path(), "./conserver get --from p"), ["pg"]);
     assert!(!folder.path().join("ran").exists());
     for (name, call) in [
         ("completions/zsh/_conserver", ":_conserver_names uuids'"),

@@ -49,6 +49,11 @@ pub enum DlqCommand {
 }
 
 impl DlqCommand {
+    /// Whether the monitor has started it.
+    pub fn is_for_monitor(&self) -> bool {
+        matches!(self, Self::Retry(retry) if retry.for_monitor)
+    }
+
     /// Runs the command.
     pub fn run(&self, settings: &Settings) -> Exit {
         let result = match self {

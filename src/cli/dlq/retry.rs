@@ -75,6 +75,10 @@ pub struct RetryArgs {
     /// Print the result as a JSON object
     #[arg(long)]
     json: bool,
+
+    /// Act for the monitor, whose settings are in the environment
+    #[arg(long, hide = true)]
+    pub(super) for_monitor: bool,
 }
 
 /// The result of the command.
@@ -773,6 +777,7 @@ mod tests {
             error: error.map(str::to_owned),
             count: None,
             json: false,
+            for_monitor: false,
         };
         let known = StoredReason::Known {
             stage: "link x".to_owned(),

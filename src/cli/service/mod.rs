@@ -17,18 +17,22 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use clap::Args;
+use clap::{Args, Parser};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::geteuid;
+use nix::unistd::{User, geteuid, getuid};
 
 use self::unit::Unit;
+pub(super) use self::unit::systemctl_alone;
+use super::Cli;
 use super::output::eprint_line;
 use crate::exit::Exit;
-use crate::scoreboard::{BoardHeader, Snapshot};
+use crate::procfs::Process;
+use crate::runtime_dir;
+use crate::scoreboard::{BoardHeader, Snapshot, lock_holder};
 use crate::settings::{Settings, TABLE};
 use crate::sys::{self, Credentials};
-use crate::{procfs, runtime_dir};
 
 /// Variables of systemd's by which a process is known to run for a service.
 const OF_SYSTEMD: [&str; 3] = [
@@ -55,8 +59,8 @@ const OF_ITS_PROCESS: [&str; 14] = [
     "TERM",
 ];
 
-/// Variables of the caller's that are about the terminal, the language and who asks.
-const OF_THE_CALLER: [&str; 13] = [
+/// Variables of the caller's that are about the terminal and the language.
+const OF_THE_CALLER: [&str; 12] = [
     "TERM",
     "COLORTERM",
     "NO_COLOR",
@@ -67,10 +71,12 @@ const OF_THE_CALLER: [&str; 13] = [
     "TZ",
     "LANG",
     "LANGUAGE",
-    "SUDO_USER",
     "RUST_BACKTRACE",
     "LLVM_PROFILE_FILE",
 ];
+
+/// The variable that names the configuration.
+const CONFIG_FILE: &str = "CONSERVER_CONFIG_FILE";
 
 /// Whose settings to use.
 #[derive(Debug, Args)]
@@ -205,7 +211,17 @@ impl ServiceArgs {
         let instance = self.instance();
         let is_meant = self.as_service || instance.is_some();
         match Unit::ask(&unit_name(instance))? {
-            Some(unit) if unit.is_in_use(is_meant, instance)? => unit.service().map(Some),
+            Some(unit) if unit.is_in_use(is_meant, instance)? => {
+                if unit.lacks_its_user() && !self.as_service {
+                    eprint_line(format_args!(
+                        "note: {} does not run, and has its user only then: this command uses your own settings",
+                        unit_name(instance)
+                    ));
+                    return Ok(None);
+                }
+                unit.service().map(Some)
+            }
+            _ if instance.is_none() => one_at_most(&running_instances()).map(|()| None),
             _ => Ok(None),
         }
     }
@@ -224,6 +240,26 @@ impl ServiceArgs {
         }
         places
     }
+}
+
+/// The instances of the service that run, as far as this user may see them.
+fn running_instances() -> Vec<String> {
+    let mut instances = runtime_dir::of_instances();
+    instances.retain(|(_, folder)| matches!(Daemon::find(folder, None), Ok(Some(_))));
+    instances.into_iter().map(|(name, _)| name).collect()
+}
+
+/// Refuses to choose. With one, the command says that it works with another Redis.
+fn one_at_most(instances: &[String]) -> Result<(), Refusal> {
+    if instances.len() < 2 {
+        return Ok(());
+    }
+    let why = format!(
+        "several instances of the service run here: choose one with --instance ({}), or --no-service for your own \
+         settings",
+        instances.join(", ")
+    );
+    Err(Refusal::new(Exit::Usage, why))
 }
 
 fn unit_name(instance: Option<&str>) -> String {
@@ -271,8 +307,8 @@ impl Daemon {
         Ok(None)
     }
 
-    /// What its supervisor has. Nothing of it is trusted to be the service's before it is sure that its process runs
-    /// as the user whose folder it is, and as no other.
+    /// What its supervisor has. Nothing of it is trusted to be the service's before it is sure that its process holds
+    /// the lock of the scoreboard, and runs as the user whose folder it is, and as no other.
     fn service(self) -> Result<Service, Refusal> {
         let pid = self.header.pid;
         let shown = self.board.display();
@@ -283,9 +319,17 @@ impl Daemon {
                  your own settings"
             ))
         };
+        let process = Process::open(pid);
+        if !self.is_held_by(pid) {
+            return Err(refused(&format!(
+                "PID {pid}, which {shown} names, is not here the process that has locked it: run the command in the \
+                 daemon's container, or with --no-service for your own settings"
+            )));
+        }
+        let process = process.map_err(unread)?;
         let owner = self.board.parent().map(runtime_dir::owner);
         let owner = owner.and_then(Result::ok);
-        let (credentials, mask) = procfs::identity(pid).ok_or_else(|| {
+        let (credentials, mask) = process.identity().ok_or_else(|| {
             refused(&format!(
                 "PID {pid}, which {shown} names, is no process of one user"
             ))
@@ -296,11 +340,12 @@ impl Daemon {
                 credentials.user
             )));
         }
-        let variables = procfs::environment(pid).map_err(unread)?;
-        let folder = procfs::working_directory(pid).map_err(unread)?;
-        // Its lock tells that the supervisor runs: what was read in between is of this very process.
+        let mut variables = process.environment().map_err(unread)?;
+        name_config(process.arguments().map_err(unread)?, &mut variables);
+        let folder = process.working_directory().map_err(unread)?;
+        // All that was read is of one process; with its lock, it is the supervisor.
         match Snapshot::without_figures(&self.board) {
-            Ok(now) if (now.header.nonce, now.header.pid) == (self.header.nonce, pid) => {
+            Ok(now) if now.header.nonce == self.header.nonce && self.is_held_by(pid) => {
                 Ok(Service {
                     variables,
                     folder,
@@ -314,6 +359,24 @@ impl Daemon {
             )),
         }
     }
+
+    /// Whether the process that has locked the scoreboard has this PID here.
+    fn is_held_by(&self, pid: i32) -> bool {
+        lock_holder(&self.board).is_ok_and(|holder| holder == Some(pid))
+    }
+}
+
+/// Sets the variable that names the configuration if the arguments of a daemon do so, which come before it.
+fn name_config(arguments: Vec<OsString>, variables: &mut Vec<(OsString, OsString)>) {
+    let Ok(Cli {
+        config: Some(config),
+        ..
+    }) = Cli::try_parse_from(arguments)
+    else {
+        return;
+    };
+    variables.retain(|(name, _)| name != CONFIG_FILE);
+    variables.push((CONFIG_FILE.into(), config.into()));
 }
 
 fn denied(why: &dyn std::fmt::Display) -> Refusal {
@@ -350,6 +413,7 @@ impl Service {
         if let Some(mask) = self.mask {
             umask(Mode::from_bits_truncate(mask));
         }
+        let _ = CALLER.set(this_user());
         let variables = merged(self.variables, env::vars_os());
         sys::replace_variables(variables)
             .map_err(|error| failed("take the service's settings", error))?;
@@ -360,6 +424,24 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// The user who called, where this process has become another one.
+static CALLER: OnceLock<String> = OnceLock::new();
+
+/// The user who runs this command, not the one as whom it acts. Behind sudo, the user who called that.
+pub fn caller() -> String {
+    CALLER.get().cloned().unwrap_or_else(this_user)
+}
+
+fn this_user() -> String {
+    let sudo = env::var("SUDO_USER").ok();
+    // Anybody else can set it to anything.
+    let sudo = sudo.filter(|name| getuid().is_root() && !name.is_empty());
+    sudo.unwrap_or_else(|| match User::from_uid(getuid()) {
+        Ok(Some(user)) => user.name,
+        _ => getuid().to_string(),
+    })
 }
 
 /// The service's variables, with those of the caller that are about the terminal.
@@ -382,7 +464,7 @@ fn merged(
     all
 }
 
-/// Says which Redis the command works with, if the daemon that it is about works with another one.
+/// Says which Redis the command works with, if the daemons that it may be about work with another one.
 pub fn tell_other_redis(settings: &Settings) {
     let (paths, _) = runtime_dir::scoreboards();
     let boards = paths
@@ -390,15 +472,12 @@ pub fn tell_other_redis(settings: &Settings) {
         .filter_map(|path| Snapshot::without_figures(path).ok());
     let mut daemons: Vec<BoardHeader> = boards.map(|board| board.header).collect();
     let is_meant = |daemon: &BoardHeader| daemon.instance == settings.instance;
-    if daemons.iter().any(is_meant) {
+    if settings.instance_is_set || daemons.iter().any(is_meant) {
         daemons.retain(is_meant);
     }
-    let [daemon] = &daemons[..] else { return };
-    if settings.instance_is_set && !is_meant(daemon) {
-        return;
-    }
     let own = settings.redis_url.to_string();
-    if !daemon.redis.is_empty() && !is_same_redis(&own, &daemon.redis) {
+    daemons.retain(|it| !it.redis.is_empty() && !is_same_redis(&own, &it.redis));
+    for daemon in daemons {
         eprint_line(format_args!(
             "note: this command uses {own}; the daemon {} (PID {}) uses {}",
             daemon.instance, daemon.pid, daemon.redis
@@ -464,6 +543,38 @@ mod tests {
     }
 
     #[test]
+    fn a_daemons_argument_names_its_configuration() {
+        let of = |line: &str| {
+            let mut variables = vec![(CONFIG_FILE.into(), "b.yml".into())];
+            name_config(
+                line.split(' ').map(OsString::from).collect(),
+                &mut variables,
+            );
+            assert_eq!(variables.len(), 1);
+            let (name, value) = variables.remove(0);
+            assert_eq!(name, CONFIG_FILE);
+            value
+        };
+        for line in [
+            "/usr/bin/conserver --config /srv/x.yml",
+            "conserver run --config=/srv/x.yml",
+            "conserver -c /srv/x.yml run",
+            "conserver -c/srv/x.yml",
+        ] {
+            assert_eq!(of(line), "/srv/x.yml", "{line}");
+        }
+        for line in [
+            "",
+            "conserver",
+            "conserver run",
+            "sh -c x y",
+            "conserver --help",
+        ] {
+            assert_eq!(of(line), "b.yml", "{line}");
+        }
+    }
+
+    #[test]
     fn one_redis_is_known_in_each_spelling() {
         for (one, other, is_same) in [
             ("redis://localhost", "redis://127.0.0.1:6379/0", true),
@@ -475,6 +586,17 @@ mod tests {
         ] {
             assert_eq!(is_same_redis(one, other), is_same, "{one} {other}");
         }
+    }
+
+    #[test]
+    fn nobody_guesses_which_of_several_instances_is_meant() {
+        let of = |names: &[&str]| {
+            one_at_most(&names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>())
+        };
+        assert!(of(&[]).is_ok() && of(&["a"]).is_ok());
+        let refusal = of(&["a", "b"]).unwrap_err();
+        assert_eq!(refusal.exit, Exit::Usage);
+        assert!(refusal.why.contains("--instance (a, b)"), "{}", refusal.why);
     }
 
     #[test]

@@ -10,10 +10,10 @@ use std::process::{Command, Stdio};
 use nix::unistd::{Group, geteuid};
 
 use super::super::output::eprint_line;
-use super::{Refusal, Service, denied};
+use super::{Refusal, Service, denied, name_config};
 use crate::exit::Exit;
 use crate::runtime_dir;
-use crate::sys::Account;
+use crate::sys::{self, Account};
 
 /// Where it is on every system that has it. The caller's PATH does not matter.
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
@@ -26,7 +26,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
 
 /// What systemctl is asked for.
 const PROPERTIES: &str = "LoadState,ActiveState,UnitFileState,User,Group,SupplementaryGroups,WorkingDirectory,UMask,\
-                          Environment,EnvironmentFiles,RuntimeDirectory,StateDirectory,AmbientCapabilities";
+                          Environment,EnvironmentFiles,RuntimeDirectory,StateDirectory,AmbientCapabilities,\
+                          ExecStart,DynamicUser";
 
 /// A unit that is installed.
 pub(super) struct Unit {
@@ -84,6 +85,12 @@ impl Unit {
         }
     }
 
+    /// Whether its user only exists while it runs (`DynamicUser=`), and does not now.
+    pub fn lacks_its_user(&self) -> bool {
+        let user = self.get("User");
+        self.get("DynamicUser") == "yes" && (user.is_empty() || Account::find(user).is_err())
+    }
+
     /// The service with the settings of its unit.
     ///
     /// # Errors
@@ -94,6 +101,10 @@ impl Unit {
             "" => "root",
             user => user,
         };
+        if self.lacks_its_user() {
+            let why = "it has its user only while it runs (DynamicUser=): start it";
+            return Err(refused(why.to_owned()));
+        }
         let account = Account::find(user).map_err(&refused)?;
         let mut credentials = account.credentials();
         let group = |name: &str| -> Result<u32, Refusal> {
@@ -146,6 +157,12 @@ impl Unit {
         }
         for line in self.all("EnvironmentFiles") {
             self.read_file(line, &mut variables)?;
+        }
+        // ExecStart={ path=/usr/bin/conserver ; argv[]=/usr/bin/conserver --config x ; ignore_errors=no ; …
+        let argv = self.get("ExecStart").split(" ; ");
+        if let Some(argv) = argv.into_iter().find_map(|it| it.strip_prefix("argv[]=")) {
+            let argv = words(argv).into_iter().map(OsString::from);
+            name_config(argv.collect(), &mut variables.0);
         }
         let user = geteuid();
         let is_allowed = user.is_root() || user.as_raw() == credentials.user;
@@ -217,16 +234,22 @@ impl Unit {
     }
 }
 
-/// What systemctl prints; `None` if it is not there or fails, as it does where the user may not ask.
-fn systemctl(arguments: &[&str]) -> Result<Option<String>, Refusal> {
+/// systemctl with nothing of this process's: neither its environment, which may be one of another user's, nor its
+/// terminal.
+pub(in crate::cli) fn systemctl_alone() -> Command {
     let mut command = Command::new(SYSTEMCTL);
     command
-        .args(["--no-pager"])
-        .args(arguments)
+        .arg("--no-pager")
         .env_clear()
         .env("LC_ALL", "C.UTF-8")
         .stdin(Stdio::null());
-    match command.output() {
+    sys::detach(&mut command);
+    command
+}
+
+/// What systemctl prints; `None` if it is not there or fails, as it does where the user may not ask.
+fn systemctl(arguments: &[&str]) -> Result<Option<String>, Refusal> {
+    match systemctl_alone().args(arguments).output() {
         Ok(output) if output.status.success() => {
             Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
         }
@@ -421,7 +444,8 @@ mod tests {
         fs::write(&file, "REDIS_URL=redis://host/5\nCONSERVER_HTTP=off\n").unwrap();
         let text = format!(
             "LoadState=loaded\nActiveState=active\nUser=root\nGroup=\nWorkingDirectory={}\nUMask=0077\nEnvironment=CONSERVER_HTTP=unix:/x \
-             TZ=UTC\nEnvironmentFiles=/none (ignore_errors=yes)\nEnvironmentFiles={} (ignore_errors=no)\n",
+             TZ=UTC\nExecStart={{ path=/usr/bin/conserver ; argv[]=/usr/bin/conserver -c /srv/x.yml ; \
+             ignore_errors=no ; pid=0 }}\nEnvironmentFiles=/none (ignore_errors=yes)\nEnvironmentFiles={} (ignore_errors=no)\n",
             folder.path().display(),
             file.display()
         );
@@ -435,11 +459,22 @@ mod tests {
         assert_eq!(get("CONSERVER_HTTP").as_deref(), Some("off"));
         assert_eq!(get("TZ").as_deref(), Some("UTC"));
         assert_eq!(get("USER").as_deref(), Some("root"));
+        assert_eq!(get("CONSERVER_CONFIG_FILE").as_deref(), Some("/srv/x.yml"));
         assert_eq!(
             (service.folder.as_path(), service.mask),
             (folder.path(), Some(0o77))
         );
         assert_eq!(service.credentials.user, 0);
+        let without_user = Unit::parse("x.service", "DynamicUser=yes\nUser=no-such-user\n");
+        assert!(without_user.lacks_its_user() && without_user.service().is_err());
+        // Without a name it is not root's.
+        assert!(
+            Unit::parse("x.service", "DynamicUser=yes\nUser=\n")
+                .service()
+                .is_err()
+        );
+        let with_user = Unit::parse("x.service", "DynamicUser=yes\nUser=root\n");
+        assert!(!with_user.lacks_its_user());
         let broken = Unit::parse(
             "x.service",
             "ActiveState=active\nEnvironmentFiles=/none (ignore_errors=no)\n",

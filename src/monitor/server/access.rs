@@ -173,7 +173,8 @@ impl Refusal {
                 StatusCode::TooMany,
                 "this is not the token, and there were too many wrong ones in this minute",
             ),
-            Self::Unusable(why) => (StatusCode::Unavailable, &**why),
+            // The log has the reason, which is nothing for whoever asks.
+            Self::Unusable(_) => (StatusCode::Unavailable, "the monitor has no usable token"),
             Self::NoKey => (
                 StatusCode::Malformed,
                 "this needs an Idempotency-Key: 8 to 128 visible characters, new for each request",
@@ -562,6 +563,8 @@ mod tests {
             assert!(checked.contains(why) && checked.contains(name), "{checked}");
             let refused = verdict(&gate, &headers);
             assert_eq!(refused, Err(Refusal::Unusable(checked)));
+            let answer = format!("{:?}", refused.unwrap_err().response());
+            assert!(!answer.contains(name), "{answer}");
         }
         fs::write(&path, format!("{TOKEN}\r\n")).unwrap();
         for (mode, is_warned) in [(0o644, true), (0o640, false)] {

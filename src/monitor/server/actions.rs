@@ -12,7 +12,7 @@
 //! Dead letters of a storage are saved by `conserver dlq retry` in a process of its own: storages may hang, crash, or
 //! need a Python interpreter, and the monitor must not.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,8 +27,8 @@ use crate::config::Plan;
 use crate::deadline::Deadline;
 use crate::program::{Clock, Program, ProgramError};
 use crate::queue::{
-    DeadLetters, Moved, Owner, PauseTable, PauseTarget, QueueError, Raw, RawDeadLetter,
-    STORAGE_PREFIX, Server, StoredReason, error_pattern,
+    DeadLetters, KNOWN_OF_REASON, Moved, Owner, PauseTable, PauseTarget, QueueError, Raw,
+    RawDeadLetter, STORAGE_PREFIX, Server, StoredReason, error_pattern,
 };
 use crate::scoreboard::{Slot, Snapshot};
 use crate::settings::Settings;
@@ -61,6 +61,8 @@ pub(super) struct Actions {
     running: Mutex<()>,
     redis: Server,
     board: PathBuf,
+    /// The file that the daemon's configuration was read from.
+    config: PathBuf,
     least_ttl: u64,
 }
 
@@ -208,6 +210,7 @@ impl Actions {
             running: Mutex::default(),
             redis: redis.clone(),
             board: slot.board_path().to_owned(),
+            config: settings.config_file.clone(),
             least_ttl: settings.redis_expiry,
         })
     }
@@ -335,7 +338,7 @@ impl Actions {
         };
         match storage {
             None if retries => retry(&mut letters, &list, &scope),
-            Some(storage) if retries => save(&mut letters, &list, &storage, &scope),
+            Some(storage) if retries => save(&mut letters, &list, &storage, &scope, &self.config),
             None => drop_letters(&mut letters, Owner::List, &list, &scope),
             Some(_) => drop_letters(&mut letters, Owner::Storage, &list, &scope),
         }
@@ -388,18 +391,28 @@ impl Scope<'_> {
     }
 
     /// The oldest entries that are meant, at most [`MOST`], and how many more there are among those looked at.
-    fn find(&self, letters: &mut DeadLetters, list: &Raw) -> Result<(Vec<Raw>, u64), QueueError> {
-        let (mut found, mut more) = (Vec::new(), 0);
+    fn find(
+        &self,
+        letters: &mut DeadLetters,
+        list: &Raw,
+    ) -> Result<(Vec<RawDeadLetter>, u64), QueueError> {
+        let (mut found, mut more) = (Vec::<RawDeadLetter>::new(), 0);
         for start in (0..MOST_LOOKED_AT).step_by(PAGE as usize) {
             let page = letters.entries(list, start, PAGE)?;
             let is_last = (page.len() as u64) < PAGE;
-            for letter in page {
+            for mut letter in page {
+                let is_known = found.iter().any(|it| it.entry == letter.entry);
                 // No command can name one that is cut.
-                if letter.is_cut() || !self.includes(&letter) || found.contains(&letter.entry) {
+                if letter.is_cut() || !self.includes(&letter) || is_known {
                     continue;
                 }
                 if (found.len() as u64) < MOST {
-                    found.push(letter.entry);
+                    // Those of a thousand may be large.
+                    if let Some(reason) = &mut letter.reason {
+                        reason.truncate(KNOWN_OF_REASON);
+                        reason.shrink_to_fit();
+                    }
+                    found.push(letter);
                 } else {
                     more += 1;
                 }
@@ -417,15 +430,15 @@ fn one_by_one(
     letters: &mut DeadLetters,
     list: &Raw,
     scope: &Scope<'_>,
-    mut step: impl FnMut(&mut DeadLetters, &Raw) -> Result<Moved, QueueError>,
+    mut step: impl FnMut(&mut DeadLetters, &RawDeadLetter) -> Result<Moved, QueueError>,
 ) -> Result<Outcome, ActionError> {
     let (found, left) = scope.find(letters, list)?;
     let mut outcome = Outcome {
         left,
         ..Outcome::default()
     };
-    for entry in found {
-        match step(letters, &entry)? {
+    for letter in found {
+        match step(letters, &letter)? {
             Moved::Some(0) => {}
             Moved::Some(_) => outcome.done += 1,
             Moved::Refused(why) => {
@@ -466,8 +479,8 @@ fn retry(letters: &mut DeadLetters, list: &Raw, scope: &Scope<'_>) -> Result<Out
             letters.retry_oldest(list, count)
         })?
     } else {
-        one_by_one(letters, list, scope, |letters, entry| {
-            letters.retry_one(list, entry)
+        one_by_one(letters, list, scope, |letters, letter| {
+            letters.retry_one(list, &letter.entry)
         })?
     };
     Ok(outcome.with_message("put back on list", &list.to_string()))
@@ -484,8 +497,9 @@ fn drop_letters(
             letters.drop_oldest(owner, list, count, false)
         })?
     } else {
-        one_by_one(letters, list, scope, |letters, entry| {
-            letters.drop_one(owner, list, entry, false)
+        // What has failed for another reason since, or waits to be saved, is not what was shown.
+        one_by_one(letters, list, scope, |letters, letter| {
+            letters.drop_known(owner, list, letter)
         })?
     };
     Ok(outcome.with_message("dropped from", &format!("DLQ:{list}")))
@@ -497,6 +511,7 @@ fn save(
     list: &Raw,
     storage: &str,
     scope: &Scope<'_>,
+    config: &Path,
 ) -> Result<Outcome, ActionError> {
     let start = Instant::now();
     let (found, more) = scope.find(letters, list)?;
@@ -507,7 +522,7 @@ fn save(
             outcome.error = Some(format!("{} s are over", LONGEST.as_secs()));
             break;
         }
-        match save_some(list, some) {
+        match save_some(list, some, config) {
             Ok(saved) => {
                 outcome.done += saved.saved;
                 outcome.refused += saved.refused;
@@ -531,7 +546,7 @@ struct Saved {
     error: Option<String>,
 }
 
-fn save_some(list: &Raw, entries: &[Raw]) -> Result<Saved, String> {
+fn save_some(list: &Raw, some: &[RawDeadLetter], config: &Path) -> Result<Saved, String> {
     #[derive(Deserialize)]
     struct Printed {
         #[serde(default)]
@@ -539,7 +554,9 @@ fn save_some(list: &Raw, entries: &[Raw]) -> Result<Saved, String> {
     }
     let program = sys::own_program().map_err(|error| error.to_string())?;
     let mut argv = vec![program.display().to_string()];
-    argv.extend(["dlq", "retry", "--json", "--"].map(str::to_owned));
+    argv.extend(["dlq", "retry", "--json", "--for-monitor"].map(str::to_owned));
+    argv.extend([format!("--config={}", config.display()), "--".to_owned()]);
+    let entries = some.iter().map(|letter| &letter.entry);
     argv.extend([list].into_iter().chain(entries).map(Raw::to_string));
     let name = "conserver dlq retry";
     let program = Program::with_environment(argv, name, SAVING, &[], Vec::new());

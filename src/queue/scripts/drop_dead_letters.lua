@@ -1,7 +1,8 @@
 -- Removes all copies of an entry from a dead letter queue, or some of the oldest entries, and everything that Redis holds
 -- about them.
 -- KEYS: the dead letter list, the hash of reasons; for an ingress list also the deaths, tries and lapses hashes.
--- ARGV: '1' to delete documents as well; how many of the oldest, or 'this' and then the entry.
+-- ARGV: '1' to delete documents as well; how many of the oldest, or 'this' and then the entry. If it must have a reason,
+-- also that reason or '', and how many bytes of it are compared.
 -- Returns how many copies were removed, or that the key holds another type.
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
@@ -17,6 +18,11 @@ local function forget(entry)
 end
 
 if ARGV[2] == 'this' then
+  if ARGV[4] then
+    local reason = redis.pcall('HGET', KEYS[2], ARGV[3])
+    if type(reason) ~= 'string' then reason = '' end
+    if reason:sub(1, ARGV[5]) ~= ARGV[4] then return 0 end
+  end
   local dropped = redis.call('LREM', KEYS[1], 0, ARGV[3])
   if dropped > 0 then forget(ARGV[3]) end
   return dropped

@@ -73,6 +73,8 @@ async function act(path, body, question) {
   if ((question.isFinal || !sessionStorage.getItem(TOKEN)) && !(await confirmed(question))) return;
   isActing = true;
   tellResult(`${question.verb} …`, "");
+  // Without an answer, nobody knows: the monitor may still be acting.
+  let failed = "no answer; it may have been done";
   try {
     const answer = await fetch(`actions/${path}`, {
       method: "POST",
@@ -86,11 +88,12 @@ async function act(path, body, question) {
       signal: AbortSignal.timeout(ACTION_LIMIT),
     });
     if (answer.status === 401) setToken(null);
+    if (!answer.ok) failed = "not done";
     if (!answer.ok) throw new Error((await answer.text()).trim());
     const { message, error, refused } = await answer.json();
     tellResult(`${clock(new Date())}: ${message}.`, error || refused ? "warn" : "good");
   } catch (error) {
-    tellResult(`${clock(new Date())}: not done: ${error.message}.`, "bad");
+    tellResult(`${clock(new Date())}: ${failed}: ${error.message}.`, "bad");
   }
   isActing = false;
   await poll();
