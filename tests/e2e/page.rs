@@ -371,7 +371,7 @@ fn the_page_says_what_is_away_and_when_nobody_answers() {
     submit(&redis, "default", &samples);
     page.wait_until("what is on hold", || {
         let held = page.text("troubles");
-        held.contains("storage files is unavailable (workers 1); waiting: chain main")
+        held.contains("storage files is unavailable (worker 1); waiting: chain main")
             && held.contains("Last error ")
             && held.contains(" ago: could not ")
             && page.text("state").ends_with(", 1 on hold")

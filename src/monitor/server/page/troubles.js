@@ -13,14 +13,14 @@ function showTroubles({ holds, outages, queues, redis_away_seconds, redis_error,
     const { stage, chains, workers, seconds } = hold;
     const waits = chains.length ? `; waiting: chain ${chains.join(", ")}` : "";
     const fault = stage.startsWith("list ") ? "is not a list" : "is unavailable";
-    const what = `On hold for ${duration(seconds)}: ${stage} ${fault} (workers ${workers.join(", ")})${waits}`;
+    const what = `On hold for ${duration(seconds)}: ${stage} ${fault} (${ofWorkers(workers)})${waits}`;
     found.push({ key: `hold ${stage}`, what, why: reason(hold), brief: `${stage} ${fault}` });
   }
   for (const outage of outages) {
     const { storage, workers, seconds } = outage;
     const backlog = queues?.storages?.[storage]?.backlog;
     const waits = backlog === undefined ? "its vCons wait" : `${count(backlog)} vCons wait`;
-    const since = `${duration(seconds)} (workers ${workers.join(", ")})`;
+    const since = `${duration(seconds)} (${ofWorkers(workers)})`;
     const what = `Storage ${storage} has been unavailable for ${since}: ${waits} in its backlog, chains go on`;
     found.push({ key: `outage ${storage}`, what, why: reason(outage), brief: `storage ${storage} is unavailable` });
   }
@@ -34,6 +34,10 @@ function showTroubles({ holds, outages, queues, redis_away_seconds, redis_error,
   const now = found.map(({ brief }) => brief).join("; ");
   if (now !== spoken) setText(document.getElementById("spoken"), now || "All is well again");
   spoken = now;
+}
+
+function ofWorkers(workers) {
+  return `worker${workers.length === 1 ? "" : "s"} ${workers.join(", ")}`;
 }
 
 function reason({ error, error_seconds, next_try_seconds }) {
