@@ -69,7 +69,7 @@ packages_themselves() {
 # The libraries that the program carries with it, of which scanners read.
 names_libraries() {
   dpkg-deb -x "$work"/*-1_*.deb "$work/unpacked" &&
-    objcopy -O binary --only-section=.dep-v0 "$work/unpacked/usr/bin/conserver" "$work/libraries" &&
+    objcopy --dump-section ".dep-v0=$work/libraries" "$work/unpacked/usr/bin/conserver" /dev/null &&
     contains "$(python3 -c 'import sys, zlib; print(zlib.decompress(open(sys.argv[1], "rb").read()).decode())' \
       "$work/libraries")" '"name":"redis"'
 }
