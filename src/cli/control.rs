@@ -342,16 +342,19 @@ impl Unit {
 
     /// The unit that the control groups of a process name.
     fn of_cgroups(cgroups: &str) -> Option<Self> {
-        let path = cgroups.lines().find_map(|line| {
+        // Where both versions are in use, either may name it.
+        cgroups.lines().find_map(|line| {
             let (_, rest) = line.split_once(':')?;
             let (controllers, path) = rest.split_once(':')?;
-            matches!(controllers, "" | "name=systemd").then_some(path)
-        })?;
-        // A daemon may have made groups of its own below.
-        let name = path.rsplit('/').find(|part| part.ends_with(".service"))?;
-        Some(Self {
-            name: name.to_owned(),
-            is_users: path.contains("/user@") && !name.starts_with("user@"),
+            if !matches!(controllers, "" | "name=systemd") {
+                return None;
+            }
+            // A daemon may have made groups of its own below.
+            let name = path.rsplit('/').find(|part| part.ends_with(".service"))?;
+            Some(Self {
+                name: name.to_owned(),
+                is_users: path.contains("/user@") && !name.starts_with("user@"),
+            })
         })
     }
 
@@ -412,6 +415,10 @@ mod tests {
             ),
             ("0::/user.slice/user-1000.slice/session-3.scope\n", None),
             ("0::/\n", None),
+            (
+                "9:name=systemd:/\n0::/system.slice/conserver.service\n",
+                Some(("conserver.service", false)),
+            ),
             ("", None),
         ] {
             let unit = Unit::of_cgroups(cgroups);

@@ -582,7 +582,7 @@ impl VconReport {
             let rounds = counted(*rounds, "round");
             let when = time_and_age(*at, now);
             lines.push(format!(
-                "failed so far: {rounds} of attempts at {stage}, the last one {when}"
+                "failed so far: {rounds} of attempts, the last one {when}: {stage}"
             ));
         }
         if self.deaths > 0 {
