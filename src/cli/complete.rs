@@ -14,7 +14,7 @@ use super::output::print_lines;
 use super::status::find;
 use crate::config::Plan;
 use crate::exit::Exit;
-use crate::queue::{DeadLetters, QueueError, Raw, STORAGE_PREFIX, Server};
+use crate::queue::{DeadLetters, QueueError, Raw, STORAGE_PREFIX, Server, storage_queue};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 use crate::view::View;
@@ -152,7 +152,7 @@ fn ask_redis(
     let ingress = plan.ingress_lists();
     queues.extend(ingress.iter().map(|list| Raw::new(list.as_str())));
     let storages = plan.storages.iter();
-    queues.extend(storages.map(|name| Raw::new(format!("{STORAGE_PREFIX}{name}"))));
+    queues.extend(storages.map(|name| storage_queue(name)));
     for queue in &queues {
         // The key may hold another type.
         let Ok(entries) = letters.entries(queue, 0, MOST_LOOKED_AT) else {

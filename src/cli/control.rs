@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
 use super::load_config;
-use super::output::{counted, eprint_line, eprint_lines, print_line};
+use super::output::{Refusal, counted, eprint_line, eprint_lines, print_line};
 use super::service::systemctl_alone;
 use super::status::find;
 use crate::child::WAKE_UP;
@@ -62,7 +62,7 @@ impl ScaleArgs {
         finish(self.scale(settings))
     }
 
-    fn scale(&self, settings: &Settings) -> Result<Exit, Failure> {
+    fn scale(&self, settings: &Settings) -> Result<Exit, Refusal> {
         let daemon = Daemon::find(settings)?;
         daemon.must_not_stop()?;
         let (before, wanted) = (daemon.found.header.wanted, u64::from(self.workers));
@@ -73,7 +73,7 @@ impl ScaleArgs {
         }
         request_workers(&daemon.found.board, self.workers).map_err(|error| {
             let why = format!("{error}; only root and the daemon's user can do this");
-            (why, Exit::Unavailable)
+            Refusal::new(Exit::Unavailable, why)
         })?;
         daemon.signal(WAKE_UP)?;
         daemon.wait(
@@ -94,15 +94,15 @@ impl ReloadArgs {
         finish(self.reload(settings))
     }
 
-    fn reload(&self, settings: &Settings) -> Result<Exit, Failure> {
+    fn reload(&self, settings: &Settings) -> Result<Exit, Refusal> {
         let daemon = Daemon::find(settings)?;
         daemon.must_not_stop()?;
         let config = match load_config(settings) {
             Ok(config) => config,
             Err(exit) => {
-                return Err((
-                    "not reloaded: the former configuration stays".to_owned(),
+                return Err(Refusal::new(
                     exit,
+                    "not reloaded: the former configuration stays",
                 ));
             }
         };
@@ -112,8 +112,8 @@ impl ReloadArgs {
                 .for_each(|it| eprint_line(format_args!("warning: {it}"))),
             Err(errors) => {
                 eprint_lines(errors);
-                let why = "not reloaded: the former configuration stays".to_owned();
-                return Err((why, Exit::Config));
+                let why = "not reloaded: the former configuration stays";
+                return Err(Refusal::new(Exit::Config, why));
             }
         }
         // The checks may have taken minutes, in which somebody else has reloaded.
@@ -148,7 +148,7 @@ impl ReloadArgs {
                 "a worker cannot work with the configuration, the other workers were not replaced: the log says why"
             }
         };
-        Err((why.to_owned(), Exit::Config))
+        Err(Refusal::new(Exit::Config, why))
     }
 }
 
@@ -158,12 +158,12 @@ impl DrainArgs {
         finish(self.drain(settings))
     }
 
-    fn drain(&self, settings: &Settings) -> Result<Exit, Failure> {
+    fn drain(&self, settings: &Settings) -> Result<Exit, Refusal> {
         let daemon = Daemon::find(settings)?;
         if daemon.found.header.phase != Some(DaemonPhase::Stopping)
             && let Some(unit) = Unit::restarting(daemon.pid())
         {
-            return Err((unit.advice(), Exit::Usage));
+            return Err(Refusal::new(Exit::Usage, unit.advice()));
         }
         // Looked at only now: a second SIGTERM would not let the workers finish.
         let phase = daemon.look().map_err(ended)?.header.phase;
@@ -191,21 +191,15 @@ impl DrainArgs {
     }
 }
 
-/// Why a command ends: the text for people, and the exit code.
-type Failure = (String, Exit);
-
-fn finish(result: Result<Exit, Failure>) -> Exit {
-    result.unwrap_or_else(|(why, exit)| {
-        eprint_lines(why);
-        exit
-    })
+fn finish(result: Result<Exit, Refusal>) -> Exit {
+    result.unwrap_or_else(Refusal::report)
 }
 
 /// Refuses the scoreboard of a stranger, which root may look at: it could name any process.
-fn may_be_told(board: &Path) -> Result<(), Failure> {
+fn may_be_told(board: &Path) -> Result<(), Refusal> {
     let folder = board.parent().unwrap_or(board);
-    let owner =
-        runtime_dir::owner(folder).map_err(|error| (error.to_string(), Exit::Unavailable))?;
+    let owner = runtime_dir::owner(folder)
+        .map_err(|error| Refusal::new(Exit::Unavailable, error.to_string()))?;
     let own = geteuid().as_raw();
     if owner == own || owner == 0 || runtime_dir::is_services(folder) {
         return Ok(());
@@ -214,12 +208,12 @@ fn may_be_told(board: &Path) -> Result<(), Failure> {
         "the daemon of {} belongs to user {owner}: run the command as that user",
         board.display()
     );
-    Err((why, Exit::NoPermission))
+    Err(Refusal::new(Exit::NoPermission, why))
 }
 
-fn ended(why: String) -> Failure {
+fn ended(why: String) -> Refusal {
     let why = format!("the daemon has ended meanwhile: {why}");
-    (why, Exit::Unavailable)
+    Refusal::new(Exit::Unavailable, why)
 }
 
 /// The daemon on this machine.
@@ -229,18 +223,18 @@ struct Daemon {
 
 impl Daemon {
     /// Finds it, and makes sure that its PID is one that means it here too.
-    fn find(settings: &Settings) -> Result<Self, Failure> {
-        let found = find(settings).map_err(|why| (why, Exit::Unavailable))?;
+    fn find(settings: &Settings) -> Result<Self, Refusal> {
+        let found = find(settings).map_err(|why| Refusal::new(Exit::Unavailable, why))?;
         may_be_told(&found.board)?;
         let holder = lock_holder(&found.board);
-        let holder = holder.map_err(|error| (error.to_string(), Exit::Unavailable))?;
+        let holder = holder.map_err(|error| Refusal::new(Exit::Unavailable, error.to_string()))?;
         if holder != Some(found.header.pid) {
             let why = format!(
                 "the daemon, with PID {} where it runs, cannot be told anything from here: run the command in its \
                  container",
                 found.header.pid
             );
-            return Err((why, Exit::Unavailable));
+            return Err(Refusal::new(Exit::Unavailable, why));
         }
         Ok(Self { found })
     }
@@ -249,14 +243,14 @@ impl Daemon {
         self.found.header.pid
     }
 
-    fn must_not_stop(&self) -> Result<(), Failure> {
+    fn must_not_stop(&self) -> Result<(), Refusal> {
         if self.found.header.phase == Some(DaemonPhase::Stopping) {
-            return Err(("the daemon is stopping".to_owned(), Exit::Unavailable));
+            return Err(Refusal::new(Exit::Unavailable, "the daemon is stopping"));
         }
         Ok(())
     }
 
-    fn signal(&self, signal: Signal) -> Result<(), Failure> {
+    fn signal(&self, signal: Signal) -> Result<(), Refusal> {
         let pid = self.pid();
         kill(Pid::from_raw(pid), signal).map_err(|error| {
             let why = match error {
@@ -266,7 +260,7 @@ impl Daemon {
                 Errno::ESRCH => "the daemon has just ended".to_owned(),
                 error => format!("could not signal the daemon (PID {pid}): {error}"),
             };
-            (why, Exit::Unavailable)
+            Refusal::new(Exit::Unavailable, why)
         })
     }
 
@@ -287,7 +281,7 @@ impl Daemon {
         what: &str,
         limit: Option<Duration>,
         shown: impl Fn(&Snapshot) -> Option<T>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, Refusal> {
         let begun = Instant::now();
         loop {
             let now = self.look().map_err(ended)?;
@@ -295,11 +289,11 @@ impl Daemon {
                 return Ok(shown);
             }
             if now.header.phase == Some(DaemonPhase::Stopping) {
-                return Err(("the daemon is stopping".to_owned(), Exit::Unavailable));
+                return Err(Refusal::new(Exit::Unavailable, "the daemon is stopping"));
             }
             if let Some(limit) = limit.filter(|limit| begun.elapsed() >= *limit) {
                 let why = format!("the daemon {what} within {} s", limit.as_secs());
-                return Err((why, Exit::Unavailable));
+                return Err(Refusal::new(Exit::Unavailable, why));
             }
             thread::sleep(LOOK);
         }
@@ -392,7 +386,7 @@ mod tests {
         may_be_told(&board).unwrap();
         if geteuid().is_root() {
             chown(folder.path(), Some(12_345), None).unwrap();
-            let (why, exit) = may_be_told(&board).unwrap_err();
+            let Refusal { exit, why } = may_be_told(&board).unwrap_err();
             assert_eq!(exit, Exit::NoPermission);
             assert!(why.contains("belongs to user 12345"), "{why}");
         }

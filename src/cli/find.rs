@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use clap::Args;
 use serde::Serialize;
 
+use super::dlq::ReasonView;
 use super::load_config;
 use super::output::{
     LONGEST_ERROR, byte_size, counted, duration, eprint_line, output_failed, remaining_ttl,
@@ -16,7 +17,7 @@ use crate::config::{Config, ListName, OnOutage, Plan};
 use crate::exit::Exit;
 use crate::queue::{
     FindLists, FoundClaim, FoundDocument, FoundLetter, ListPosition, QueueError, Raw,
-    STORAGE_PREFIX, Server, StoredReason, VconFinder, VconPlaces, VconQueues,
+    STORAGE_PREFIX, Server, VconFinder, VconPlaces, VconQueues,
 };
 use crate::runtime_dir;
 use crate::scoreboard::Snapshot;
@@ -192,12 +193,8 @@ struct Entry {
 struct Dead {
     #[serde(flatten)]
     entry: Entry,
-    stage: Option<String>,
-    error: Option<String>,
-    attempts: Option<u64>,
-    worker: Option<String>,
-    /// Seconds since 1970.
-    at: Option<f64>,
+    #[serde(flatten)]
+    reason: ReasonView,
 }
 
 #[derive(Debug, Serialize)]
@@ -481,32 +478,10 @@ impl Entry {
 
 impl Dead {
     fn new(letter: FoundLetter) -> Self {
-        let mut dead = Self {
+        Self {
             entry: Entry::new(&letter.position),
-            stage: None,
-            error: None,
-            attempts: None,
-            worker: None,
-            at: None,
-        };
-        match letter.reason {
-            None => {}
-            Some(StoredReason::Other(text)) => dead.error = Some(text),
-            Some(StoredReason::Known {
-                stage,
-                error,
-                attempts,
-                worker,
-                at,
-            }) => {
-                dead.stage = Some(stage);
-                dead.error = Some(error);
-                dead.attempts = Some(attempts);
-                dead.worker = Some(worker);
-                dead.at = Some(at);
-            }
+            reason: ReasonView::new(letter.reason),
         }
-        dead
     }
 }
 
@@ -700,12 +675,13 @@ impl Dead {
     fn text(&self, uuid: &str, now: f64) -> String {
         let place = self.entry.text("in DLQ:");
         let stage = self
+            .reason
             .stage
             .as_ref()
             .map_or(String::new(), |it| format!("{it}: "));
-        let error = self.error.as_deref().unwrap_or("no reason was kept");
+        let error = self.reason.error.as_deref().unwrap_or(view::NO_REASON);
         let error = truncated(error, LONGEST_ERROR);
-        let since = self.at.map_or(String::new(), |at| {
+        let since = self.reason.at.map_or(String::new(), |at| {
             format!(", since {}", time_and_age(at, now))
         });
         let queue = shell_word(&self.entry.name);
@@ -811,11 +787,11 @@ mod tests {
         report.backlog = vec![entry("pg")];
         report.dead_letters = vec![Dead {
             entry: entry("of another"),
-            stage: Some("parse".to_owned()),
-            error: Some("no".to_owned()),
-            attempts: None,
-            worker: None,
-            at: None,
+            reason: ReasonView {
+                stage: Some("parse".to_owned()),
+                error: Some("no".to_owned()),
+                ..ReasonView::default()
+            },
         }];
         report.egress = vec![entry("done")];
         report.state = report.state(false);

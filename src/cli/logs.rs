@@ -10,6 +10,7 @@ use std::process::Command;
 use clap::{Args, ValueEnum};
 
 use super::output::eprint_line;
+use super::service::unit_name;
 use crate::exit::Exit;
 use crate::vcon::VconId;
 
@@ -93,7 +94,7 @@ impl LogsArgs {
             return Exit::Unavailable;
         }
         let error = Command::new("journalctl")
-            .args(self.arguments(&unit(instance)))
+            .args(self.arguments(&unit_name(instance)))
             .exec();
         if error.kind() == ErrorKind::NotFound {
             eprint_line("there is no journalctl in PATH, which shows the log of a service");
@@ -132,13 +133,6 @@ impl LogsArgs {
         }
         arguments
     }
-}
-
-/// The unit of the service, or of a further instance.
-fn unit(instance: Option<&str>) -> String {
-    instance.map_or("conserver.service".to_owned(), |name| {
-        format!("conserver@{name}.service")
-    })
 }
 
 /// Why the journal in these folders cannot be read, if so. journalctl would show nothing then, and succeed.
@@ -199,12 +193,12 @@ mod tests {
         ] {
             let words = ["logs"].into_iter().chain(line.split_whitespace());
             let logs = Line::try_parse_from(words).unwrap().logs;
-            let given = logs.arguments(&unit(None));
+            let given = logs.arguments(&unit_name(None));
             let given: Vec<&str> = given.iter().map(|it| it.to_str().unwrap()).collect();
             let expected = format!("--no-pager --unit=conserver.service {arguments}");
             assert_eq!(given.join(" "), expected, "{line}");
         }
-        assert_eq!(unit(Some("second")), "conserver@second.service");
+        assert_eq!(unit_name(Some("second")), "conserver@second.service");
         for wrong in ["-n -1", "-n many", "-p loud", "a-.*-b"] {
             let words = ["logs"].into_iter().chain(wrong.split_whitespace());
             assert!(Line::try_parse_from(words).is_err(), "{wrong}");

@@ -33,7 +33,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use self::service::{Needs, Refusal, ServiceArgs};
+use self::output::Refusal;
+use self::service::{Needs, ServiceArgs};
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::settings::{EnvFile, Settings, SettingsErrors};
@@ -306,10 +307,7 @@ fn env_file(command: Option<&Command>) -> Result<EnvFile, SettingsErrors> {
 /// Gives this process the variables that count: the caller's and those of `.env`, or those of the service, as whose
 /// user it goes on then. Prints what may be a mistake in `.env`, unless the command does that itself.
 fn take_settings(cli: &mut Cli) -> Result<EnvFile, Refusal> {
-    let faulty = |errors: SettingsErrors| Refusal {
-        exit: Exit::Config,
-        why: errors.to_string(),
-    };
+    let faulty = |errors: SettingsErrors| Refusal::new(Exit::Config, errors.to_string());
     let mut file = EnvFile::default();
     if !cli.service.as_service {
         file = env_file(cli.command.as_ref()).map_err(faulty)?;
@@ -326,9 +324,9 @@ fn take_settings(cli: &mut Cli) -> Result<EnvFile, Refusal> {
         service.take_on()?;
         file = env_file(cli.command.as_ref()).map_err(faulty)?;
     } else if let Some(name) = cli.service.instance() {
-        sys::set_variables(vec![("CONSERVER_INSTANCE", name.into())]).map_err(|error| Refusal {
-            exit: Exit::Internal,
-            why: format!("could not set CONSERVER_INSTANCE: {error}"),
+        sys::set_variables(vec![("CONSERVER_INSTANCE", name.into())]).map_err(|error| {
+            let why = format!("could not set CONSERVER_INSTANCE: {error}");
+            Refusal::new(Exit::Internal, why)
         })?;
     }
     if !matches!(
@@ -368,10 +366,7 @@ pub fn main() -> Exit {
     };
     let env_file = match take_settings(&mut cli) {
         Ok(file) => file,
-        Err(Refusal { exit, why }) => {
-            output::eprint_lines(why);
-            return exit;
-        }
+        Err(refusal) => return refusal.report(),
     };
     let config = cli.config.clone().map(OsString::from);
     let lookup = |name: &str| match name {

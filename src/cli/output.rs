@@ -191,6 +191,28 @@ pub(super) fn truncated(text: &str, most: usize) -> String {
     short
 }
 
+/// Why a command goes no further.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// The exit code.
+    pub exit: Exit,
+    /// A sentence on why, and what to do.
+    pub why: String,
+}
+
+impl Refusal {
+    pub fn new(exit: Exit, why: impl Into<String>) -> Self {
+        let why = why.into();
+        Self { exit, why }
+    }
+
+    /// Prints why, and returns the exit code.
+    pub fn report(self) -> Exit {
+        eprint_lines(self.why);
+        self.exit
+    }
+}
+
 /// The text as one word for a shell.
 pub(super) fn shell_word(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
@@ -322,8 +344,12 @@ mod tests {
     fn what_a_shell_would_take_apart_is_quoted() {
         for (text, word) in [
             ("storage:pg", "storage:pg"),
+            ("DLQ:storage:pg", "DLQ:storage:pg"),
+            ("/data/vcons", "/data/vcons"),
             ("of another", "'of another'"),
+            ("a b", "'a b'"),
             ("it's $x", r"'it'\''s $x'"),
+            ("it's $HOME", r"'it'\''s $HOME'"),
             ("", "''"),
         ] {
             assert_eq!(shell_word(text), word);

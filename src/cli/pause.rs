@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use nix::unistd::gethostname;
 
-use super::output::{eprint_line, print_line, print_lines, table};
+use super::output::{Refusal, eprint_line, print_line, print_lines, table};
 use super::service;
 use super::status::find;
 use crate::config::{Chain, ListName, Plan};
@@ -69,9 +69,6 @@ pub struct ResumeArgs {
     timeout: u64,
 }
 
-/// Why a command ends: the text for people, and the exit code.
-type Failure = (String, Exit);
-
 impl PauseArgs {
     /// Pauses, or lists what is paused.
     pub fn run(&self, settings: &Settings) -> Exit {
@@ -84,11 +81,11 @@ impl PauseArgs {
         }))
     }
 
-    fn list(&self, pauses: &mut PauseTable) -> Result<Exit, Failure> {
+    fn list(&self, pauses: &mut PauseTable) -> Result<Exit, Refusal> {
         let paused = view::pauses(&pauses.all().map_err(unavailable)?);
         if self.json {
             let json = serde_json::to_string(&paused);
-            let json = json.map_err(|error| (error.to_string(), Exit::Internal))?;
+            let json = json.map_err(|error| Refusal::new(Exit::Internal, error.to_string()))?;
             print_line(visible_json(&json));
         } else if paused.is_empty() {
             print_line("Nothing is paused.");
@@ -102,7 +99,7 @@ impl PauseArgs {
         Ok(Exit::Ok)
     }
 
-    fn pause(&self, pauses: &mut PauseTable, settings: &Settings) -> Result<Exit, Failure> {
+    fn pause(&self, pauses: &mut PauseTable, settings: &Settings) -> Result<Exit, Refusal> {
         let known = KnownNames::of(settings);
         let targets = self.names.iter().map(|name| match &known {
             Ok(known) => known.target(name, self.force),
@@ -112,7 +109,7 @@ impl PauseArgs {
             )),
         });
         let targets: Result<Vec<PauseTarget>, String> = targets.collect();
-        let targets = targets.map_err(|why| (why, Exit::Usage))?;
+        let targets = targets.map_err(|why| Refusal::new(Exit::Usage, why))?;
         let by = operator();
         for target in &targets {
             let is_new = pauses.pause(target, &by).map_err(unavailable)?;
@@ -128,7 +125,7 @@ impl PauseArgs {
         self.confirm(pauses, &targets)
     }
 
-    fn confirm(&self, pauses: &mut PauseTable, targets: &[PauseTarget]) -> Result<Exit, Failure> {
+    fn confirm(&self, pauses: &mut PauseTable, targets: &[PauseTarget]) -> Result<Exit, Refusal> {
         let names = names(targets);
         if self.no_wait {
             print_line(format_args!(
@@ -145,14 +142,14 @@ impl PauseArgs {
                 instances.join(", ")
             )),
             Followed::NotBy(instances) => {
-                return Err((
+                return Err(Refusal::new(
+                    Exit::Unavailable,
                     format!(
                         "paused: {names}; but not confirmed within {} s by {}, which may still claim there: it is \
                          busy, hangs, or is of a version that does not know pauses",
                         self.timeout,
                         instances.join(", ")
                     ),
-                    Exit::Unavailable,
                 ));
             }
         }
@@ -166,7 +163,7 @@ impl ResumeArgs {
         finish(table_of(settings).and_then(|mut table| self.resume(&mut table, settings)))
     }
 
-    fn resume(&self, pauses: &mut PauseTable, settings: &Settings) -> Result<Exit, Failure> {
+    fn resume(&self, pauses: &mut PauseTable, settings: &Settings) -> Result<Exit, Refusal> {
         let paused = pauses.all().map_err(unavailable)?;
         let targets: Vec<PauseTarget> = if self.all {
             paused.iter().map(|(target, _)| target.clone()).collect()
@@ -177,7 +174,7 @@ impl ResumeArgs {
                 .iter()
                 .map(|name| paused_target(name, &paused, &known));
             let targets: Result<_, String> = targets.collect();
-            targets.map_err(|why| (why, Exit::Usage))?
+            targets.map_err(|why| Refusal::new(Exit::Usage, why))?
         };
         if targets.is_empty() {
             print_line("Nothing is paused.");
@@ -198,13 +195,13 @@ impl ResumeArgs {
         match wait_until_followed(pauses, &targets, self.timeout).map_err(unavailable)? {
             Followed::ByAll(_) => print_line(format_args!("resumed: {names}")),
             Followed::NotBy(instances) => {
-                return Err((
+                return Err(Refusal::new(
+                    Exit::Unavailable,
                     format!(
                         "resumed: {names}; but not confirmed within {} s by {}",
                         self.timeout,
                         instances.join(", ")
                     ),
-                    Exit::Unavailable,
                 ));
             }
         }
@@ -222,17 +219,17 @@ impl ResumeArgs {
     }
 }
 
-fn table_of(settings: &Settings) -> Result<PauseTable, Failure> {
+fn table_of(settings: &Settings) -> Result<PauseTable, Refusal> {
     let server = Server::new(&settings.redis_url).map_err(QueueError::from);
     Ok(PauseTable::new(server.map_err(unavailable)?, REDIS_LIMIT))
 }
 
-fn unavailable(error: QueueError) -> Failure {
-    (error.to_string(), Exit::Unavailable)
+fn unavailable(error: QueueError) -> Refusal {
+    Refusal::new(Exit::Unavailable, error.to_string())
 }
 
-fn finish(result: Result<Exit, Failure>) -> Exit {
-    result.unwrap_or_else(|(why, exit)| {
+fn finish(result: Result<Exit, Refusal>) -> Exit {
+    result.unwrap_or_else(|Refusal { exit, why }| {
         eprint_line(why);
         exit
     })

@@ -16,11 +16,13 @@ use redis::Value;
 use serde::Deserialize;
 
 use super::dead_letter_groups::{DeadLetterGroups, GroupLimits, GroupedQueue};
+use super::keys::STORAGE_PREFIX;
 use super::release::Reason;
 use super::requests::{
     Call, OperatorScripts, Script, read_members_script, replay_lock_script, scan_keys_script,
 };
 use super::{QueueError, Raw, RedisConnection, Server, StoredDocument, is_wrong_type, keys};
+use crate::config::Plan;
 use crate::vcon::VconId;
 
 /// The keys of dead letter lists begin with this.
@@ -124,6 +126,22 @@ pub enum Owner {
     List,
     /// A storage: everything else about the vCon is done.
     Storage,
+}
+
+/// The storage whose queue this is; `None` for that of an ingress list, which may have such a name too.
+pub fn storage_of_queue(list: &Raw, plan: Option<&Plan>) -> Option<String> {
+    let name = list.as_bytes().strip_prefix(STORAGE_PREFIX.as_bytes())?;
+    let chains = plan.map_or(&[][..], |plan| &plan.chains);
+    let mut ingress = chains.iter().flat_map(|chain| &chain.ingress_lists);
+    let is_list = ingress.any(|it| it.as_str().as_bytes() == list.as_bytes());
+    (!is_list).then(|| String::from_utf8_lossy(name).into_owned())
+}
+
+/// Whether the queue may hold a backlog, as that of a storage with `on_outage: defer`.
+pub fn may_hold_backlog(list: &Raw, plan: Option<&Plan>) -> bool {
+    let storage = storage_of_queue(list, plan);
+    let deferring = plan.map_or(&[][..], |plan| &plan.deferring);
+    storage.is_some_and(|name| deferring.contains(&name))
 }
 
 /// An entry of a dead letter queue, with its reason as Redis holds it. Anybody may have written them: both are

@@ -13,7 +13,7 @@ use super::dead_letters::{MOST_OF_REASON, letters_key, reasons_key};
 use super::documents::JSON;
 use super::keys::{
     self, FOLLOWERS, INSTANCES, Raw, STORAGE_PREFIX, UNRETURNED, claims_key, follower_key,
-    instance_key, workers_key,
+    instance_key, storage_queue, workers_key,
 };
 use super::requests::{read_members_script, round_trip, search_scripts};
 use super::{QueueError, RedisConnection, StoredReason, now};
@@ -181,7 +181,7 @@ impl VconFinder {
         let mut ingress: BTreeSet<Raw> = lists.ingress.iter().cloned().collect();
         ingress.extend(recorded.iter().filter(is_of_list).cloned());
         let of_storages = lists.storages.iter();
-        let of_storages = of_storages.map(|name| Raw::new(format!("{STORAGE_PREFIX}{name}")));
+        let of_storages = of_storages.map(|name| storage_queue(name));
         let letters = ingress.iter().cloned().chain(recorded).chain(of_storages);
         let letters = letters.collect();
         // What one chain announces, another may take.

@@ -213,6 +213,11 @@ pub fn dead_letter_reasons(list: &ListName) -> String {
 /// The dead letter queue of a storage is named like that of an ingress list with this prefix.
 pub const STORAGE_PREFIX: &str = "storage:";
 
+/// The dead letter queue of a storage, named like that of an ingress list.
+pub fn storage_queue(storage: &str) -> Raw {
+    Raw::new(format!("{STORAGE_PREFIX}{storage}"))
+}
+
 /// `DLQ:storage:<storage>`: list of the vCons that are not saved in the storage, oldest first: its dead
 /// letters and its backlog.
 pub fn storage_letters_list(storage: &str) -> String {

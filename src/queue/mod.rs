@@ -68,7 +68,7 @@ pub use dead_letter_groups::{
 };
 pub use dead_letters::{
     DeadLetter, DeadLetters, HeldLock, KNOWN_OF_REASON, Moved, Owner, RawDeadLetter, ReplayLock,
-    ReplayOutcome, ReplayStart, StoredReason,
+    ReplayOutcome, ReplayStart, StoredReason, may_hold_backlog, storage_of_queue,
 };
 pub use direct_writes::Overwritten;
 pub use documents::{
@@ -83,7 +83,7 @@ pub use housekeeping::{Chore, Housekeeper, HousekeepingLease, Pace};
 pub use intake::{FollowerQueue, PulledVcon, SubmitOutcome, Submitter, left_by_followers};
 pub use keys::{
     LaneId, Raw, STORAGE_PREFIX, dead_letter_list, dead_letter_reasons, storage_letters_list,
-    storage_letters_reasons, storage_replay_lock,
+    storage_letters_reasons, storage_queue, storage_replay_lock,
 };
 pub use lease::{Holder, NameLease};
 pub use pauses::{Confirmation, PauseRecord, PauseTable, PauseTarget, Pauses, is_of_the_key};

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::config::{ListName, Plan};
 use crate::queue::{
     DeadLetterGroup, DeadLetterGroups, GroupLimits, GroupedQueue, Lengths, QueueError, Raw,
-    STORAGE_PREFIX, dead_letter_list, storage_letters_list, storage_letters_reasons,
+    dead_letter_list, storage_letters_list, storage_letters_reasons, storage_queue,
 };
 use crate::scoreboard::shown_name;
 
@@ -270,7 +270,7 @@ impl ListNames {
         });
         let of_storages = self.storages.iter().zip(queues.storages.values());
         let of_storages = of_storages.map(|(keys, queue)| GroupedQueue {
-            list: Raw::new(format!("{STORAGE_PREFIX}{}", keys.name)),
+            list: storage_queue(&keys.name),
             entries: queue.map_or(0, |queue| queue.dead_letters),
             defers: keys.defers,
         });

@@ -3,11 +3,11 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use super::list::LONGEST_ENTRY;
-use super::{DlqError, defers};
+use super::DlqError;
+use super::list::{BACKLOG, LONGEST_ENTRY};
 use crate::cli::output::{counted, duration, eprint_line, shell_word, truncated};
 use crate::config::Plan;
-use crate::queue::{DeadLetters, GroupLimits, GroupedQueue, Raw};
+use crate::queue::{DeadLetters, GroupLimits, GroupedQueue, Raw, may_hold_backlog};
 use crate::view::{DeadLetterGroupView, StorageQueue};
 use crate::visible::{printable, visible_json};
 
@@ -43,7 +43,7 @@ pub(super) fn list(
         if entries == 0 {
             continue;
         }
-        let defers = defers(&list, plan);
+        let defers = may_hold_backlog(&list, plan);
         shown.push(QueueGroups {
             name: list.to_string(),
             counts: StorageQueue::of(entries, letters.reasoned(&list)?, defers),
@@ -105,9 +105,7 @@ impl QueueGroups {
         }
         if self.counts.backlog > 0 {
             let backlog = self.counts.backlog;
-            text.push_str(&format!(
-                "  {backlog}  (backlog: waits until the storage is available)\n"
-            ));
+            text.push_str(&format!("  {backlog}  {BACKLOG}\n"));
         }
         text
     }

@@ -8,10 +8,10 @@ use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
 use super::groups;
-use super::{DlqError, all_lists, connect, defers, known_lists, load_plan, queue_named};
+use super::{DlqError, all_lists, connect, known_lists, load_plan, queue_named};
 use crate::cli::output::{LONGEST_ERROR, align_right, eprint_line, time_and_age, truncated};
 use crate::exit::Exit;
-use crate::queue::{DeadLetter, StoredReason};
+use crate::queue::{DeadLetter, StoredReason, may_hold_backlog};
 use crate::settings::Settings;
 use crate::visible::{printable, visible_json};
 
@@ -80,7 +80,7 @@ impl LsArgs {
                 continue;
             };
             all = all.saturating_add(length);
-            let defers = defers(&list, plan.as_ref());
+            let defers = may_hold_backlog(&list, plan.as_ref());
             let mut offset = 0;
             while offset < length && listed < most {
                 let page = PAGE.min(most - listed).min(length - offset);
@@ -127,11 +127,49 @@ const NARROWEST_ERROR: usize = 24;
 
 const NO_REASON: &str = "(no reason was kept)";
 
-const BACKLOG: &str = "(backlog: waits until the storage is available)";
+pub(super) const BACKLOG: &str = "(backlog: waits until the storage is available)";
 
 const HEADER: [&str; 7] = [
     "UUID", "List", "Stage", "Error", "When", "Attempts", "Worker",
 ];
+
+/// Why something is a dead letter, for people and programs.
+#[derive(Debug, Default, Serialize)]
+pub(in crate::cli) struct ReasonView {
+    pub stage: Option<String>,
+    /// The error, or the whole reason if another program wrote it.
+    pub error: Option<String>,
+    pub attempts: Option<u64>,
+    pub worker: Option<String>,
+    /// Seconds since 1970.
+    pub at: Option<f64>,
+}
+
+impl ReasonView {
+    /// Nothing is known without a reason.
+    pub fn new(reason: Option<StoredReason>) -> Self {
+        match reason {
+            None => Self::default(),
+            Some(StoredReason::Other(text)) => Self {
+                error: Some(text),
+                ..Self::default()
+            },
+            Some(StoredReason::Known {
+                stage,
+                error,
+                attempts,
+                worker,
+                at,
+            }) => Self {
+                stage: Some(stage),
+                error: Some(error),
+                attempts: Some(attempts),
+                worker: Some(worker),
+                at: Some(at),
+            },
+        }
+    }
+}
 
 /// A dead letter for people and programs.
 #[derive(Debug, Serialize)]
@@ -140,13 +178,8 @@ pub(super) struct DeadLetterView {
     pub uuid: String,
     /// The list, escaped in the same way.
     pub list: String,
-    pub stage: Option<String>,
-    /// The error, or the whole reason if another program wrote it.
-    pub error: Option<String>,
-    pub attempts: Option<u64>,
-    pub worker: Option<String>,
-    /// Seconds since 1970.
-    pub at: Option<f64>,
+    #[serde(flatten)]
+    pub reason: ReasonView,
     /// No dead letter, but one of the backlog that waits for its storage.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub backlog: bool,
@@ -155,62 +188,45 @@ pub(super) struct DeadLetterView {
 impl DeadLetterView {
     /// `defers` says whether the queue may also hold a backlog.
     pub fn new(letter: DeadLetter, defers: bool) -> Self {
-        let mut view = Self {
+        Self {
             uuid: letter.entry.to_string(),
             list: letter.list.to_string(),
-            stage: None,
-            error: None,
-            attempts: None,
-            worker: None,
-            at: None,
             backlog: defers && letter.reason.is_none(),
-        };
-        match letter.reason {
-            None => {}
-            Some(StoredReason::Other(text)) => view.error = Some(text),
-            Some(StoredReason::Known {
-                stage,
-                error,
-                attempts,
-                worker,
-                at,
-            }) => {
-                view.stage = Some(stage);
-                view.error = Some(error);
-                view.attempts = Some(attempts);
-                view.worker = Some(worker);
-                view.at = Some(at);
-            }
+            reason: ReasonView::new(letter.reason),
         }
-        view
     }
 
     /// The same without what a row of a table does not show.
     fn of_row(mut self) -> Self {
-        self.error = self.error.map(|error| truncated(&error, LONGEST_ERROR));
+        let error = self.reason.error.take();
+        self.reason.error = error.map(|error| truncated(&error, LONGEST_ERROR));
         self
     }
 
     /// The error for people.
     pub fn error(&self) -> &str {
         let none = if self.backlog { BACKLOG } else { NO_REASON };
-        self.error.as_deref().unwrap_or(none)
+        self.reason.error.as_deref().unwrap_or(none)
     }
 
     fn row(&self, now: f64) -> [String; 7] {
         let text =
             |text: &Option<String>| printable(text.as_deref().unwrap_or_default()).into_owned();
+        let when = self.reason.at.map(|at| time_and_age(at, now));
         [
             truncated(&self.uuid, LONGEST_ENTRY),
             truncated(&self.list, LONGEST_ENTRY),
-            truncated(&text(&self.stage), LONGEST_ENTRY),
+            truncated(&text(&self.reason.stage), LONGEST_ENTRY),
             truncated(
                 &printable(&truncated(self.error(), LONGEST_ERROR)),
                 LONGEST_ERROR,
             ),
-            self.at.map(|at| time_and_age(at, now)).unwrap_or_default(),
-            self.attempts.map(|n| n.to_string()).unwrap_or_default(),
-            truncated(&text(&self.worker), LONGEST_ENTRY),
+            when.unwrap_or_default(),
+            self.reason
+                .attempts
+                .map(|n| n.to_string())
+                .unwrap_or_default(),
+            truncated(&text(&self.reason.worker), LONGEST_ENTRY),
         ]
     }
 }

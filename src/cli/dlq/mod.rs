@@ -8,6 +8,8 @@ mod list;
 mod retry;
 mod show;
 
+pub(super) use self::list::ReasonView;
+
 use std::collections::BTreeSet;
 use std::io;
 
@@ -16,7 +18,7 @@ use clap::Subcommand;
 use super::output::{eprint_line, eprint_lines, output_failed};
 use crate::config::{ConfigErrors, Plan};
 use crate::exit::Exit;
-use crate::queue::{DeadLetters, Owner, QueueError, Raw, STORAGE_PREFIX, Server};
+use crate::queue::{DeadLetters, Owner, QueueError, Raw, Server, storage_of_queue, storage_queue};
 use crate::settings::Settings;
 
 /// What to do with dead letters.
@@ -141,38 +143,15 @@ fn configured_lists(plan: Option<&Plan>) -> BTreeSet<Raw> {
     let lists = lists.map(|list| Raw::new(list.as_str()));
     let storages = plan.map_or(&[][..], |plan| &plan.storages);
     lists
-        .chain(storages.iter().map(|name| queue_of(name)))
+        .chain(storages.iter().map(|name| storage_queue(name)))
         .collect()
 }
 
-/// The dead letter queue of a storage, named like a list.
-fn queue_of(storage: &str) -> Raw {
-    Raw::new(format!("{STORAGE_PREFIX}{storage}"))
-}
-
-/// The storage whose queue this is; `None` for that of an ingress list, which may have such a name too.
-fn storage_of(list: &Raw, plan: Option<&Plan>) -> Option<String> {
-    let name = list.as_bytes().strip_prefix(STORAGE_PREFIX.as_bytes())?;
-    let chains = plan.map_or(&[][..], |plan| &plan.chains);
-    let mut ingress = chains.iter().flat_map(|chain| &chain.ingress_lists);
-    if ingress.any(|it| it.as_str().as_bytes() == list.as_bytes()) {
-        return None;
-    }
-    Some(String::from_utf8_lossy(name).into_owned())
-}
-
 fn owner(list: &Raw, plan: Option<&Plan>) -> Owner {
-    match storage_of(list, plan) {
+    match storage_of_queue(list, plan) {
         Some(_) => Owner::Storage,
         None => Owner::List,
     }
-}
-
-/// Whether the queue may hold a backlog, as that of a storage with `on_outage: defer`.
-fn defers(list: &Raw, plan: Option<&Plan>) -> bool {
-    let storage = storage_of(list, plan);
-    let deferring = plan.map_or(&[][..], |plan| &plan.deferring);
-    storage.is_some_and(|name| deferring.contains(&name))
 }
 
 /// The queue of this name.
@@ -262,6 +241,7 @@ fn no_such_entry(text: &str) -> DlqError {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::queue::may_hold_backlog;
 
     #[test]
     fn the_configuration_tells_queues_of_lists_and_storages_apart() {
@@ -284,9 +264,9 @@ chains:
             ("storage:", Some(""), false),
         ] {
             let list = Raw::new(list);
-            let found = storage_of(&list, Some(&plan));
+            let found = storage_of_queue(&list, Some(&plan));
             assert_eq!(found.as_deref(), storage, "{list}");
-            assert_eq!(defers(&list, Some(&plan)), waits, "{list}");
+            assert_eq!(may_hold_backlog(&list, Some(&plan)), waits, "{list}");
         }
         let list = Raw::new("storage:list");
         assert_eq!(owner(&list, Some(&plan)), Owner::List);

@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::list::LONGEST_ENTRY;
 use super::{
     DlqError, all_lists, connect, find_entry, find_entry_anywhere, known_lists, load_plan,
-    no_such_entry, queue_if_named, queue_named, queue_of, storage_of,
+    no_such_entry, queue_if_named, queue_named,
 };
 use crate::backoff::Backoff;
 use crate::cli::interruption;
@@ -29,7 +29,8 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::queue::{
     DeadLetters, Document, HeldLock, Moved, QueueError, Raw, RawDeadLetter, Reason, ReplayLock,
-    ReplayOutcome, ReplayStart, Server, StoredReason, error_pattern,
+    ReplayOutcome, ReplayStart, Server, StoredReason, error_pattern, storage_of_queue,
+    storage_queue,
 };
 use crate::settings::Settings;
 use crate::vcon::{self, Leaving, Vcon, VconId};
@@ -286,13 +287,13 @@ impl RetryRun<'_> {
     /// Moves those of lists first, then saves those of storages.
     fn queues(&mut self, queues: Vec<(Raw, u64)>) -> Result<(), DlqError> {
         let mut left = self.args.count.unwrap_or(u64::MAX);
-        let of_storage = |(list, _): &(Raw, u64)| storage_of(list, self.plan.as_ref());
+        let of_storage = |(list, _): &(Raw, u64)| storage_of_queue(list, self.plan.as_ref());
         let (storages, lists): (Vec<_>, Vec<_>) = queues
             .into_iter()
             .partition(|queue| of_storage(queue).is_some());
         self.lists(lists, &mut left)?;
         for (list, _) in storages {
-            if let Some(storage) = storage_of(&list, self.plan.as_ref())
+            if let Some(storage) = storage_of_queue(&list, self.plan.as_ref())
                 && left > 0
             {
                 let done = self.storage(&storage, &ReplayScope::Oldest(left))?;
@@ -333,7 +334,7 @@ impl RetryRun<'_> {
         let mut of_storages: Vec<(String, Vec<Raw>)> = Vec::new();
         for (entry, lists) in entries {
             for list in lists {
-                let Some(storage) = storage_of(list, self.plan.as_ref()) else {
+                let Some(storage) = storage_of_queue(list, self.plan.as_ref()) else {
                     let moved = self.letters.retry_one(list, entry)?;
                     self.done.begin(list, self.plan.as_ref()).add(&moved);
                     continue;
@@ -507,7 +508,7 @@ fn replay(
         error: Some(error),
         ..StorageResult::default()
     };
-    let list = queue_of(name);
+    let list = storage_queue(name);
     let length = letters.length(&list)?;
     let Some(length) = length else {
         let error = format!("DLQ:{list} is not a list: something else has the key");

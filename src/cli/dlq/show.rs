@@ -10,13 +10,16 @@ use serde_json::value::RawValue;
 use super::list::DeadLetterView;
 use super::retry::held_lock_message;
 use super::{
-    DlqError, connect, defers, find_entry, find_entry_anywhere, known_lists, load_plan,
-    no_such_entry, queue_named, storage_of,
+    DlqError, connect, find_entry, find_entry_anywhere, known_lists, load_plan, no_such_entry,
+    queue_named,
 };
 use crate::cli::output::{JsonLayout, byte_size, format_json, remaining_ttl, time_and_age};
 use crate::config::Plan;
 use crate::exit::Exit;
-use crate::queue::{DeadLetters, Document, DocumentFormat, HeldLock, Raw, StoredDocument};
+use crate::queue::{
+    DeadLetters, Document, DocumentFormat, HeldLock, Raw, StoredDocument, may_hold_backlog,
+    storage_of_queue,
+};
 use crate::settings::Settings;
 use crate::view::StorageQueue;
 use crate::visible::{printable, printable_lines, visible_json};
@@ -158,8 +161,8 @@ fn queue_details(
         let why = format!("DLQ:{list} is not a list: something else has the key");
         return Err(DlqError::NotThere(why));
     };
-    let defers = defers(list, plan);
-    let replay = match storage_of(list, plan) {
+    let defers = may_hold_backlog(list, plan);
+    let replay = match storage_of_queue(list, plan) {
         Some(storage) => letters.replay_lock(&storage)?,
         None => None,
     };
@@ -184,7 +187,10 @@ fn queue_text(queue: &QueueDetails, now: f64) -> String {
         line("Replay", &replay.message);
     }
     if let Some(oldest) = &queue.oldest {
-        let when = oldest.at.map(|at| format!(", {}", time_and_age(at, now)));
+        let when = oldest
+            .reason
+            .at
+            .map(|at| format!(", {}", time_and_age(at, now)));
         let when = when.unwrap_or_default();
         line("Oldest", &format!("{}{when}", oldest.uuid));
         line("Error", &printable(oldest.error()));
@@ -203,7 +209,7 @@ fn entry_details(
         // It may just have been moved.
         if let Some((index, letter)) = letters.find(&list, entry)? {
             positions.push(QueuePosition {
-                letter: DeadLetterView::new(letter, defers(&list, plan)),
+                letter: DeadLetterView::new(letter, may_hold_backlog(&list, plan)),
                 number: index + 1,
                 of: letters.length(&list)?.unwrap_or(0),
             });
@@ -283,17 +289,17 @@ fn entry_text(details: &EntryDetails, now: f64) -> String {
             "Queue",
             &format!("DLQ:{list}, number {number} of {of}, the oldest first"),
         );
-        if let Some(stage) = &letter.stage {
+        if let Some(stage) = &letter.reason.stage {
             line("Stage", &printable(stage));
         }
         line("Error", &printable_lines(letter.error()));
-        if let Some(attempts) = letter.attempts {
+        if let Some(attempts) = letter.reason.attempts {
             line("Attempts", &attempts.to_string());
         }
-        if let Some(worker) = &letter.worker {
+        if let Some(worker) = &letter.reason.worker {
             line("Worker", &printable(worker));
         }
-        if let Some(at) = letter.at {
+        if let Some(at) = letter.reason.at {
             line("When", &time_and_age(at, now));
         }
     }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::deployment::{Deployment, Generation};
 use super::plan::{EnvironmentLine, ModuleRow, Runs, without_login};
 use super::python::{self, FOLDERS};
+use crate::cli::output::shell_word;
 use crate::config::Section;
 use crate::queue::{QueueKind, QueueLength};
 
@@ -632,31 +633,4 @@ fn redis_cli(deployment: &Deployment) -> String {
     let database = options.find_map(|option| option.strip_prefix("db="));
     let database = database.map_or(String::new(), |it| format!(" -n {}", shell_word(it)));
     format!("redis-cli -s {}{database}", shell_word(path))
-}
-
-/// A word of a shell command.
-fn shell_word(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-+=:,./@%".contains(c);
-    if !text.is_empty() && text.chars().all(is_plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_of_a_shell_are_quoted() {
-        for (text, word) in [
-            ("/data/vcons", "/data/vcons"),
-            ("DLQ:storage:pg", "DLQ:storage:pg"),
-            ("a b", "'a b'"),
-            ("it's $HOME", r"'it'\''s $HOME'"),
-            ("", "''"),
-        ] {
-            assert_eq!(shell_word(text), word);
-        }
-    }
 }

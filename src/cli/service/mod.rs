@@ -26,7 +26,7 @@ use nix::unistd::{User, geteuid, getuid};
 use self::unit::Unit;
 pub(super) use self::unit::systemctl_alone;
 use super::Cli;
-use super::output::eprint_line;
+use super::output::{Refusal, eprint_line};
 use crate::exit::Exit;
 use crate::procfs::Process;
 use crate::runtime_dir;
@@ -121,22 +121,6 @@ pub enum Needs {
     Scoreboard,
     /// Its settings.
     Settings,
-}
-
-/// Why a command goes no further.
-#[derive(Debug)]
-pub struct Refusal {
-    /// The exit code.
-    pub exit: Exit,
-    /// A sentence on why, and what to do.
-    pub why: String,
-}
-
-impl Refusal {
-    fn new(exit: Exit, why: impl Into<String>) -> Self {
-        let why = why.into();
-        Self { exit, why }
-    }
 }
 
 /// A service, with what a command needs to act as it does.
@@ -262,7 +246,8 @@ fn one_at_most(instances: &[String]) -> Result<(), Refusal> {
     Err(Refusal::new(Exit::Usage, why))
 }
 
-fn unit_name(instance: Option<&str>) -> String {
+/// The unit of the service, or of this instance of it.
+pub(super) fn unit_name(instance: Option<&str>) -> String {
     match instance {
         Some(name) => format!("conserver@{name}.service"),
         None => "conserver.service".to_owned(),

@@ -28,7 +28,7 @@ use crate::deadline::Deadline;
 use crate::program::{Clock, Program, ProgramError};
 use crate::queue::{
     DeadLetters, KNOWN_OF_REASON, Moved, Owner, PauseTable, PauseTarget, QueueError, Raw,
-    RawDeadLetter, STORAGE_PREFIX, Server, StoredReason, error_pattern,
+    RawDeadLetter, Server, StoredReason, error_pattern, may_hold_backlog, storage_of_queue,
 };
 use crate::scoreboard::{Slot, Snapshot};
 use crate::settings::Settings;
@@ -326,14 +326,11 @@ impl Actions {
         let mut letters = DeadLetters::new(connection, self.least_ttl);
         let list = queue_named(&mut letters, &which.queue)?;
         let plan = self.plan();
-        let storage = storage_of(&list, plan.as_ref());
-        let defers = |plan: Plan| {
-            let is_it = |name: &String| Some(name) == storage.as_ref();
-            plan.deferring.iter().any(is_it)
-        };
+        let storage = storage_of_queue(&list, plan.as_ref());
+        let defers = |plan: &Plan| may_hold_backlog(&list, Some(plan));
         let scope = Scope {
             // What has no reason may wait for its storage, and is no dead letter.
-            with_reason_only: storage.is_some() && plan.is_none_or(defers),
+            with_reason_only: storage.is_some() && plan.as_ref().is_none_or(defers),
             group: which.group.as_ref(),
         };
         match storage {
@@ -361,15 +358,6 @@ fn queue_named(letters: &mut DeadLetters, name: &str) -> Result<Raw, ActionError
     }
     let why = format!("{name} has no dead letters any more");
     Err(ActionError::NotThere(why))
-}
-
-/// The storage whose queue this is; `None` for that of an ingress list, which may have such a name too.
-fn storage_of(list: &Raw, plan: Option<&Plan>) -> Option<String> {
-    let name = list.as_bytes().strip_prefix(STORAGE_PREFIX.as_bytes())?;
-    let chains = plan.map_or(&[][..], |plan| &plan.chains);
-    let mut ingress = chains.iter().flat_map(|chain| &chain.ingress_lists);
-    let is_list = ingress.any(|it| it.as_str().as_bytes() == list.as_bytes());
-    (!is_list).then(|| String::from_utf8_lossy(name).into_owned())
 }
 
 /// Which dead letters of a queue are meant.
