@@ -70,6 +70,8 @@ pub struct Settings {
     pub concurrency: u32,
     /// `CONSERVER_PARALLEL_STORAGE`
     pub parallel_storage: bool,
+    /// `CONSERVER_BATCH`
+    pub batch: bool,
     /// `CONSERVER_START_METHOD`
     pub start_method: StartMethod,
     /// `CONSERVER_DRAIN_TIMEOUT`
@@ -230,6 +232,11 @@ impl Settings {
         Self::from_lookup(&|name| env::var_os(name))
     }
 
+    /// Whether the lanes of a worker send together what they have at the same time. A single one has nobody to share with.
+    pub fn batches(&self) -> bool {
+        self.batch && self.concurrency > 1
+    }
+
     /// Reads the variables that `lookup` gives. An empty one counts as unset.
     pub fn from_lookup(lookup: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, SettingsErrors> {
         let (settings, faults) = Self::with_faults(lookup);
@@ -262,6 +269,7 @@ impl Settings {
             workers: reader.parsed("CONSERVER_WORKERS", 1, workers),
             concurrency: reader.number("CONSERVER_VCON_CONCURRENCY", 1, 1, 1024),
             parallel_storage: reader.boolean("CONSERVER_PARALLEL_STORAGE", true),
+            batch: reader.boolean("CONSERVER_BATCH", true),
             start_method: reader.parsed(
                 "CONSERVER_START_METHOD",
                 StartMethod::DEFAULT,

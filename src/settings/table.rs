@@ -44,6 +44,8 @@ pub const TABLE: &[Setting] = &[
         "vCons in flight in each worker"),
     setting("CONSERVER_PARALLEL_STORAGE", "true", BOOLEAN,
         "Save to the storages of a chain at the same time"),
+    setting("CONSERVER_BATCH", "true", BOOLEAN,
+        "What the lanes of a worker send to Redis, PostgreSQL or a disk at the same time goes together"),
     setting("CONSERVER_START_METHOD", "(`spawn` on macOS, else `fork`)", "fork, spawn or forkserver",
         "How worker processes are started"),
     setting("CONSERVER_DRAIN_TIMEOUT", "30", "a whole number of seconds from 0 to 86400",

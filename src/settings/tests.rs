@@ -27,7 +27,7 @@ fn unset_variables_have_their_defaults() {
     let settings = read(&[]).unwrap();
     assert_eq!(settings.redis_url.to_string(), "redis://localhost");
     assert_eq!((settings.workers, settings.concurrency), (1, 1));
-    assert!(settings.parallel_storage && settings.storage_fallback);
+    assert!(settings.parallel_storage && settings.batch && settings.storage_fallback);
     assert_eq!(settings.start_method, StartMethod::DEFAULT);
     assert_eq!(settings.tick, Duration::from_secs(5));
     assert_eq!(settings.log_level, LevelFilter::Info);

@@ -88,6 +88,10 @@ pub trait Storage: Send {
         Vec::new()
     }
 
+    /// From now on its saves may go to the server, or to the disk, together with those of other lanes of the worker that
+    /// wait at the same time. Nothing changes where each save needs a request of its own.
+    fn batch_saves(&mut self) {}
+
     /// The longest time that one save or get may take by its own limits.
     fn longest_call(&self) -> Duration;
 

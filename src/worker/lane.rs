@@ -21,7 +21,7 @@ use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::circuit_breaker::{TrialPermit, backlog_list, begin_trial, defers};
 use super::modules::LaneModules;
-use super::pipeline::{FINISHING_SHARE, Pipeline};
+use super::pipeline::Pipeline;
 use super::quarantine::InFlightGuard;
 use super::retry::{LaneClock, Outage};
 use super::shared::{FollowedPauses, OwnLook, SharedState};
@@ -89,12 +89,8 @@ impl Lane {
     /// A lane that has not begun. The number counts from 0.
     pub fn new(shared: Arc<SharedState>, queue: Queue, number: usize, drain: Receiver<()>) -> Self {
         let cell = shared.slot.lane(number);
-        let modules = LaneModules::open(
-            shared.current.get(),
-            &shared.slot,
-            &drain,
-            shared.settings.drain_timeout.mul_f64(FINISHING_SHARE),
-        );
+        let modules =
+            LaneModules::open(shared.current.get(), &shared.slot, &drain, &shared.settings);
         let outage = Outage::new(&shared.settings, &shared.redis_outage);
         let displaced = Backoff::new(shared.settings.retry_first, shared.settings.retry_max);
         let python_pause = Backoff::new(shared.settings.retry_first, PYTHON_PAUSE);
@@ -402,7 +398,7 @@ impl Lane {
                 config,
                 &self.shared.slot,
                 &self.drain,
-                self.shared.settings.drain_timeout.mul_f64(FINISHING_SHARE),
+                &self.shared.settings,
             );
         }
         let is_current = is_same

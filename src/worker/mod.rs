@@ -103,8 +103,9 @@ fn run_lanes(
     crate::program::appoint_reaper();
     let server = Server::new(&settings.redis_url).map_err(QueueError::from)?;
     let expiry = Expiry::of(&settings);
-    // Several lanes share requests; a single one has nobody to share with.
-    let exchange = (settings.concurrency > 1).then(|| Arc::new(RequestBatcher::default()));
+    let exchange = settings
+        .batches()
+        .then(|| Arc::new(RequestBatcher::default()));
     let queue = |lane| {
         let seat = LaneId {
             instance: settings.instance.clone(),

@@ -13,6 +13,7 @@ use crossbeam_channel::Receiver;
 use indexmap::IndexMap;
 
 use super::circuit_breaker::guarded;
+use super::pipeline::FINISHING_SHARE;
 use crate::config::{Chain, Config, ListName, StorageConfig};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
@@ -20,6 +21,7 @@ use crate::link::{Context, Link, LinkError, Next};
 use crate::program::Clock;
 use crate::python::{Hooks, Host};
 use crate::scoreboard::{Meter, SeriesKind, Slot};
+use crate::settings::Settings;
 use crate::storage::fan_out::Backend;
 use crate::storage::{self, Storage};
 use crate::vcon::{Vcon, VconId};
@@ -95,6 +97,8 @@ pub(super) struct LaneModules {
     /// The hooks of the deployment, once the host has begun; nothing before it has to begin.
     hooks: Option<Hooks>,
     meters: Meters,
+    /// Whether its saves may go together with those of other lanes.
+    batches: bool,
 }
 
 impl LaneModules {
@@ -103,28 +107,30 @@ impl LaneModules {
         config: Arc<Config>,
         slot: &Slot,
         drain: &Receiver<()>,
-        drain_time: Duration,
+        settings: &Settings,
     ) -> Self {
         let meters = Meters::new(&config, slot);
+        let drain_time = settings.drain_timeout.mul_f64(FINISHING_SHARE);
         let host = config.host().draining(drain, drain_time);
-        Self::with(config, meters, host)
+        Self::with(config, meters, host, settings.batches())
     }
 
-    fn with(config: Arc<Config>, meters: Meters, host: Host) -> Self {
+    fn with(config: Arc<Config>, meters: Meters, host: Host, batches: bool) -> Self {
         let links = config
             .links
             .iter()
             .map(|(name, link)| (name.clone(), link.open_link_of(&host)));
-        let storages = config
-            .storages
-            .iter()
-            .map(|(name, storage)| (name.as_str().into(), Some(storage.open_storage_of(&host))));
+        let storages = config.storages.iter().map(|(name, storage)| {
+            let storage = open_storage(storage, &host, batches);
+            (name.as_str().into(), Some(storage))
+        });
         Self {
             links: links.collect(),
             storages: storages.collect(),
             hooks: (!config.python.is_needed_at_start()).then(Hooks::default),
             host,
             meters,
+            batches,
             config,
         }
     }
@@ -238,7 +244,10 @@ impl LaneModules {
 
     /// Takes back a storage that was lent. Without it (it has panicked), opens it anew.
     pub fn return_storage(&mut self, name: &str, storage: Option<Box<dyn Storage>>) {
-        let anew = || Some(self.config.storages.get(name)?.open_storage_of(&self.host));
+        let anew = || {
+            let storage = self.config.storages.get(name)?;
+            Some(open_storage(storage, &self.host, self.batches))
+        };
         let storage = storage.or_else(anew);
         if let Some(slot) = self.storages.get_mut(name) {
             *slot = storage;
@@ -307,6 +316,14 @@ impl LaneModules {
         }
         unavailable.or(refusal).map_or(Ok(None), Err)
     }
+}
+
+fn open_storage(storage: &StorageConfig, host: &Host, batches: bool) -> Box<dyn Storage> {
+    let mut storage = storage.open_storage_of(host);
+    if batches {
+        storage.batch_saves();
+    }
+    storage
 }
 
 /// Starts a host of Python modules, unless it runs; not for longer than until the worker drains.
@@ -451,7 +468,7 @@ mod tests {
     fn open(text: &str) -> LaneModules {
         let config = Config::parse(text, Path::new("config.yml")).unwrap();
         let host = config.host();
-        LaneModules::with(Arc::new(config), Meters::default(), host)
+        LaneModules::with(Arc::new(config), Meters::default(), host, false)
     }
 
     #[test]
