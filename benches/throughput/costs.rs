@@ -68,7 +68,8 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
     print("What one vCon costs", &table, remark);
 }
 
-struct Cost {
+/// What one vCon has cost, and the memory that is left.
+pub struct Cost {
     /// Seconds.
     cpu: f64,
     kernel: f64,
@@ -76,10 +77,11 @@ struct Cost {
     /// Or why they were not counted.
     calls: Result<f64, String>,
     /// The worker's, in megabytes, once it has nothing to do any more.
-    memory: f64,
+    pub memory: f64,
 }
 
-fn cost(servers: &Servers, case: &Case, document: &Document, count: usize) -> Cost {
+/// Of so many vCons on one lane.
+pub fn cost(servers: &Servers, case: &Case, document: &Document, count: usize) -> Cost {
     servers.empty();
     let ids = ids(count + 20);
     servers.load(document, &ids);

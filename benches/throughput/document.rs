@@ -8,6 +8,9 @@ use super::harness::{Sample, fresh};
 /// The size of the vCons where nothing is said of it.
 pub const USUAL: usize = 4500;
 
+/// The bytes of a UUID.
+const ID: usize = 36;
+
 /// How many samples the project has.
 const SAMPLES: usize = 10;
 
@@ -65,6 +68,11 @@ impl Document {
             plain: gap(text, id),
             tagged: gap(&vcon.outgoing(Version::Current).json, id),
         }
+    }
+
+    /// Its size in bytes, as a producer hands it in.
+    pub fn size(&self) -> usize {
+        self.plain.iter().map(String::len).sum::<usize>() + ID
     }
 
     /// As a producer hands it in.

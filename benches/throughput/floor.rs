@@ -1,4 +1,8 @@
-//! The floor: the same commands, statements, files and requests, in a tight loop on each connection.
+//! The floors: the least that any reliable worker must do for a vCon, in a tight loop on each connection.
+//!
+//! A loop moves a vCon to a list of its own, gets its document, saves it, announces it and takes it off its list. It
+//! knows nothing of the daemon: no script of its, no lease, no record of a claim, no time limit, no log. *Single* loops do
+//! so for one vCon at a time, *batched* ones for eight in each request, statement and sync of a directory.
 
 mod file;
 mod keepers;
@@ -15,17 +19,64 @@ use super::case::{Case, Store};
 use super::document::{Document, ids};
 use super::servers::Servers;
 
-/// Stores a document in the shortest way there is.
-trait Keeper: Send {
-    fn keep(&mut self, id: &str, text: &str);
+pub use queue::Queue;
+
+/// How many vCons a batched loop has in hand at a time.
+pub const BATCH: usize = 8;
+
+/// How the work is done.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Loops {
+    pub connections: usize,
+    /// How many vCons go together: 1 or [`BATCH`].
+    pub together: usize,
 }
 
-/// vCons in a second on so many connections; the storages as the case has them, at once or one after the
-/// other. Ends after `window` seconds, or with the last of `count` vCons.
+impl Loops {
+    /// One vCon at a time on each connection.
+    pub fn single(connections: usize) -> Self {
+        Self {
+            connections,
+            together: 1,
+        }
+    }
+
+    /// [`BATCH`] vCons at a time on each connection.
+    pub fn batched(connections: usize) -> Self {
+        Self {
+            connections,
+            together: BATCH,
+        }
+    }
+
+    /// What tables call it.
+    pub fn name(self) -> String {
+        let kind = if self.together == 1 {
+            "single"
+        } else {
+            "batched"
+        };
+        format!("{kind} x {}", self.connections)
+    }
+}
+
+/// A vCon that a loop has in hand.
+pub struct Taken {
+    pub id: String,
+    pub text: String,
+}
+
+/// Saves documents in the shortest way there is, all of them at once if the storage can.
+trait Keeper: Send {
+    fn keep(&mut self, vcons: &[Taken]);
+}
+
+/// vCons in a second; the storages as the case has them, at once or one after the other. Ends after `window` seconds, or
+/// with the last of `count` vCons. Fails unless all that was done was done well.
 pub fn rate(
     servers: &Servers,
     case: &Case,
-    connections: usize,
+    loops: Loops,
     document: &Document,
     (count, window): (usize, f64),
 ) -> f64 {
@@ -33,25 +84,35 @@ pub fn rate(
     let ids = ids(count);
     servers.load(document, &ids);
     servers.push("default", &ids);
-    let (barrier, over) = (Barrier::new(connections + 1), AtomicBool::new(false));
-    let lane = |lane: usize| {
-        let mut queue = queue::Queue::connect(servers, lane, !case.stores.is_empty());
-        let keepers = case.stores.iter().map(|s| keeper(servers, *s));
+    let barrier = Barrier::new(loops.connections + 1);
+    let over = AtomicBool::new(false);
+    let lane = |number: usize| {
+        let mut queue = Queue::connect(servers, number, loops.together, document);
+        let keepers = case.stores.iter().map(|store| keeper(servers, *store));
         let mut keepers = keepers::Keepers::new(keepers.collect(), case.parallel);
         barrier.wait();
         let mut done = 0;
-        let mut next = queue.claim();
-        while let Some(id) = next.filter(|_| !over.load(Ordering::Relaxed)) {
-            let text = Arc::new(document.left(&id, case.tag));
-            keepers.keep(&id, &text);
-            next = queue.finish_and_claim(&id, case.tag.then_some(&text));
-            done += 1;
+        let mut taken = queue.claim();
+        while !taken.is_empty() {
+            if case.tag {
+                for vcon in &mut taken {
+                    vcon.text = document.left(&vcon.id, true);
+                }
+            }
+            let vcons = Arc::new(taken);
+            keepers.keep(&vcons);
+            done += vcons.len();
+            if over.load(Ordering::Relaxed) {
+                queue.finish(&vcons, case.tag);
+                break;
+            }
+            taken = queue.finish_and_claim(&vcons, case.tag);
         }
         (done, Instant::now())
     };
     let lane = &lane;
-    thread::scope(|scope| {
-        let lanes: Vec<_> = (1..=connections)
+    let (done, seconds) = thread::scope(|scope| {
+        let lanes: Vec<_> = (1..=loops.connections)
             .map(|number| scope.spawn(move || lane(number)))
             .collect();
         barrier.wait();
@@ -67,8 +128,14 @@ pub fn rate(
             .collect();
         let done: usize = ends.iter().map(|(done, _)| done).sum();
         let end = ends.iter().map(|(_, end)| *end).max().expect("a lane");
-        done as f64 / (end - start).as_secs_f64()
-    })
+        (done, (end - start).as_secs_f64())
+    });
+    assert_eq!(servers.redis.length("default"), count - done, "waiting");
+    for number in 1..=loops.connections {
+        assert_eq!(servers.redis.length(&queue::processing(number)), 0);
+    }
+    servers.check(case, document, done);
+    done as f64 / seconds
 }
 
 fn keeper(servers: &Servers, store: Store) -> Box<dyn Keeper> {

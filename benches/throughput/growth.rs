@@ -1,15 +1,22 @@
-//! How the cost of a vCon grows with what there is of everything.
+//! How the rate grows, or falls, with what there is of everything, and what keeps it from growing.
 
-use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use redis::Script;
+use serde_json::json;
 
 use super::Effort;
-use super::case::{self, Case};
+use super::case;
 use super::document::{Document, USUAL, ids};
-use super::floor;
+use super::floor::{self, Loops};
 use super::harness::{Conserver, Daemon};
-use super::ours::{self, Done, Way};
+use super::ours::{self, Done, Way, watch};
 use super::report::{Report, median, print, progress, table};
+use super::scale::{self, Fleet};
 use super::servers::Servers;
+use super::usage::Usage;
 
 /// The tables of growth.
 pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
@@ -17,34 +24,57 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
     lists(servers, effort, report);
     waiting(servers, effort, report);
     workers(servers, effort, report);
+    instances(servers, effort, report);
 }
 
 fn documents(servers: &Servers, effort: &Effort, report: &mut Report) {
     let sizes = [
-        1_000, 4_500, 32_000, 256_000, 1_000_000, 10_000_000, 50_000_000,
+        1_000,
+        4_500,
+        32_000,
+        256_000,
+        1_000_000,
+        10_000_000,
+        50_000_000,
+        200_000_000,
     ];
     let sizes = if effort.quick {
-        &sizes[..5]
+        &sizes[..6]
     } else {
         &sizes[..]
     };
-    let mut table = table(&["bytes", "storages", "floor/s", "ours/s", "MB/s", "ratio"]);
+    let mut table = table(&[
+        "bytes",
+        "storages",
+        "single floor/s",
+        "ours/s",
+        "MB/s",
+        "ratio",
+        "limited by",
+    ]);
     report.begin("growth_documents");
     for size in sizes {
         let document = Document::of_size(*size);
-        let count = (200_000_000 / size).clamp(8, 1000);
+        let most = if effort.quick { 300 } else { 1000 };
+        let count = (200_000_000 / size).clamp(4, most);
         for case in [case::NONE, case::FILE] {
             progress(&format!("growth: documents of {size} bytes, {}", case.name));
             let (mut rates, mut floors, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+            let mut usage = Vec::new();
             for _ in 0..effort.rounds.min(3) {
-                let floor = floor::rate(servers, &case, 1, &document, (count, 60.0));
-                let (rate, _) = ours::rate(servers, &case, Way::of(1, 1), &document, count);
+                let floor = floor::rate(servers, &case, Loops::single(1), &document, (count, 60.0));
+                let (rate, used) = ours::rate(servers, &case, Way::of(1, 1), &document, count);
                 rates.push(rate);
                 floors.push(floor);
                 ratios.push(rate / floor);
+                usage.push(used);
+                if *size >= 1_000_000 {
+                    servers.remove_files();
+                }
             }
             let (rate, floor, ratio) = (median(&rates), median(&floors), median(&ratios));
             let megabytes = rate * *size as f64 / 1e6;
+            let limit = Usage::mean(&usage).limit();
             table.add_row([
                 size.to_string(),
                 case.name.to_owned(),
@@ -52,17 +82,19 @@ fn documents(servers: &Servers, effort: &Effort, report: &mut Report) {
                 format!("{rate:.1}"),
                 format!("{megabytes:.1}"),
                 format!("{ratio:.2}"),
+                limit.clone(),
             ]);
             report.add(
                 "growth_documents",
-                json!({"bytes": size, "storages": case.name, "floor": floor, "ours": rate, "ratio": ratio}),
+                json!({"number": size, "storages": case.name, "floor": floor, "ours": rate, "megabytes": megabytes,
+                    "ratio": ratio, "limit": limit}),
             );
         }
     }
     print(
-        "How the cost grows with the document",
+        "How the rate falls with the size of the document",
         &table,
-        "one lane, through a link that tags",
+        "one lane, through a link that tags; the floor is a tight loop on one connection",
     );
 }
 
@@ -80,26 +112,32 @@ impl Curve<'_> {
         effort: &Effort,
         report: &mut Report,
         numbers: &[usize],
-        mut rate: impl FnMut(usize) -> f64,
+        mut rate: impl FnMut(usize) -> (f64, Usage),
     ) {
-        let mut rates = vec![Vec::new(); numbers.len()];
+        let mut measured = vec![Vec::new(); numbers.len()];
         for round in 1..=effort.rounds.min(3) {
-            for (number, rates) in numbers.iter().zip(&mut rates) {
+            for (number, measured) in numbers.iter().zip(&mut measured) {
                 progress(&format!("growth, round {round}: {number} {}", self.what));
-                rates.push(rate(*number));
+                measured.push(rate(*number));
             }
         }
-        let mut table = table(&[self.what, "vCons/s", "of the first"]);
+        let mut table = table(&[self.what, "vCons/s", "of the first", "limited by"]);
         report.begin(self.section);
-        let first = median(&rates[0]);
-        for (number, rates) in numbers.iter().zip(&rates) {
-            let rate = median(rates);
+        let mut first = None;
+        for (number, measured) in numbers.iter().zip(measured) {
+            let (rates, usage): (Vec<f64>, Vec<Usage>) = measured.into_iter().unzip();
+            let (rate, limit) = (median(&rates), Usage::mean(&usage).limit());
+            let times = rate / *first.get_or_insert(rate);
             table.add_row([
                 number.to_string(),
                 format!("{rate:.0}"),
-                format!("{:.2}", rate / first),
+                format!("{times:.2}"),
+                limit.clone(),
             ]);
-            report.add(self.section, json!({"number": number, "ours": rate}));
+            report.add(
+                self.section,
+                json!({"number": number, "ours": rate, "limit": limit}),
+            );
         }
         print(self.title, &table, self.remark);
     }
@@ -108,94 +146,113 @@ impl Curve<'_> {
 fn lists(servers: &Servers, effort: &Effort, report: &mut Report) {
     let curve = Curve {
         section: "growth_lists",
-        title: "How the cost grows with the ingress lists",
+        title: "How the rate falls with the ingress lists",
         what: "ingress lists",
         remark: "all work is in the last list; one lane, no storage, no link",
     };
     let document = Document::of_size(USUAL);
-    curve.measure(effort, report, &[1, 4, 16, 64], |number| {
+    let count = if effort.quick { 2000 } else { 6000 };
+    curve.measure(effort, report, &[1, 2, 4, 8, 16, 32, 64], |number| {
         let names: Vec<String> = (1..=number)
             .map(|number| format!("list-{number}"))
             .collect();
         let mut config = case::BARE.config(servers);
         config["chains"]["main"]["ingress_lists"] = json!(names);
-        let count = if effort.quick { 2000 } else { 5000 };
         servers.empty();
         let ids = ids(count);
         servers.load(&document, &ids);
         let daemon = Conserver::with(&servers.redis).config(&config).start();
+        let family = daemon.family();
         servers.push(&names[number - 1], &ids);
-        timed(servers, daemon, count)
+        finish(servers, daemon, family, count)
     });
+}
+
+/// The rate while `count` are done, and what they took; stops the daemon.
+fn finish(servers: &Servers, daemon: Daemon, family: Vec<i32>, count: usize) -> (f64, Usage) {
+    let measured = watch(servers, family, count / 5, count - count / 10);
+    Done::of(&servers.redis).wait_for(count);
+    ours::stop(servers, daemon);
+    measured
 }
 
 fn waiting(servers: &Servers, effort: &Effort, report: &mut Report) {
     let curve = Curve {
         section: "growth_waiting",
-        title: "How the cost grows with the vCons that wait",
+        title: "How the rate falls with the vCons that wait",
         what: "waiting vCons",
-        remark: "one lane, no storage, no link; the list is kept that long by producers",
+        remark: "one lane, no storage, no link; a producer keeps the list that long",
     };
-    let numbers = [10, 1_000, 100_000, 1_000_000, 10_000_000];
+    let numbers = [10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000];
     let numbers = if effort.quick {
-        &numbers[..4]
+        &numbers[..6]
     } else {
         &numbers[..]
     };
     let document = Document::of_size(USUAL);
-    let count = if effort.quick { 2000 } else { 5000 };
+    let count = if effort.quick { 2000 } else { 6000 };
     curve.measure(effort, report, numbers, |number| {
         servers.empty();
         let ids = ids(count);
         servers.load(&document, &ids);
         let daemon = ours::start(servers, &case::BARE, Way::of(1, 1));
-        let rate = if number <= count {
-            keep_filled(servers, &ids, number)
-        } else {
+        let family = daemon.family();
+        let over = AtomicBool::new(false);
+        let measured = thread::scope(|scope| {
             fill(servers, &ids, number);
-            let rate = Done::of(&servers.redis).rate(count / 5, count);
-            servers.redis.ask::<()>(&["DEL", "default"]);
-            rate
-        };
-        servers.redis.ask::<()>(&["DEL", "default"]);
+            let producer = scope.spawn(|| keep_filled(servers, &ids, number, &over));
+            let measured = watch(servers, family, count / 5, count - count / 10);
+            assert!(servers.redis.length("default") >= number / 2, "waiting");
+            over.store(true, Ordering::Relaxed);
+            producer.join().expect("the producer");
+            measured
+        });
+        // Its name goes at once, its memory beside.
+        servers.redis.ask::<()>(&["UNLINK", "default"]);
         ours::stop(servers, daemon);
-        rate
+        measured
     });
 }
 
-/// Fills the list at one instant with the ids, over and over.
+/// Pushes its arguments again and again.
+const REPEAT: &str =
+    "for _ = 1, tonumber(table.remove(ARGV, 1)) do redis.call('RPUSH', KEYS[1], unpack(ARGV)) end";
+
+/// Makes a list of so many of the ids, over and over, and gives it its name at one instant.
 fn fill(servers: &Servers, ids: &[String], number: usize) {
-    let mut left = number;
-    while left > 0 {
-        let some = &ids[..left.min(ids.len())];
-        servers.push("filling", some);
-        left -= some.len();
+    let mut redis = servers.redis.connection();
+    let whole = number / ids.len();
+    // In pieces, so that Redis answers the daemon's heartbeats in between.
+    for first in (0..whole).step_by(20) {
+        let script = Script::new(REPEAT);
+        let mut call = script.key("filling");
+        call.arg((whole - first).min(20)).arg(ids);
+        call.invoke::<()>(&mut redis).expect("Redis");
     }
+    servers.push("filling", &ids[..number % ids.len()]);
+    assert_eq!(servers.redis.length("filling"), number);
     servers.redis.ask::<()>(&["RENAME", "filling", "default"]);
 }
 
-/// Adds as many as are done, so that about so many wait at any time.
-fn keep_filled(servers: &Servers, ids: &[String], number: usize) -> f64 {
-    let start = std::time::Instant::now();
-    let mut connection = servers.redis.connection();
-    let mut handed_in = 0;
-    while handed_in < ids.len() {
-        let waiting: usize = redis::cmd("LLEN")
-            .arg("default")
-            .query(&mut connection)
-            .expect("Redis");
-        let room = number.saturating_sub(waiting).min(ids.len() - handed_in);
-        if room > 0 {
+/// Pushes the ids that follow on those of [`fill`], over and over, whenever a tenth of `number` has been taken.
+fn keep_filled(servers: &Servers, ids: &[String], number: usize, over: &AtomicBool) {
+    let mut redis = servers.redis.connection();
+    let mut following = ids.iter().cycle().skip(number % ids.len());
+    let least = number - (number / 10).clamp(1, 500);
+    while !over.load(Ordering::Relaxed) {
+        let mut length = redis::cmd("LLEN");
+        let waiting: usize = length.arg("default").query(&mut redis).expect("Redis");
+        if waiting <= least {
             let mut push = redis::cmd("RPUSH");
-            push.arg("default").arg(&ids[handed_in..handed_in + room]);
-            push.query::<()>(&mut connection).expect("Redis");
-            handed_in += room;
+            push.arg("default");
+            for id in following.by_ref().take(number - waiting) {
+                push.arg(id);
+            }
+            push.query::<()>(&mut redis).expect("Redis");
         } else {
-            std::thread::sleep(std::time::Duration::from_micros(200));
+            thread::sleep(Duration::from_micros(200));
         }
     }
-    let end = Done::of(&servers.redis).wait_for(ids.len());
-    ids.len() as f64 / (end - start).as_secs_f64()
 }
 
 fn workers(servers: &Servers, effort: &Effort, report: &mut Report) {
@@ -218,13 +275,36 @@ fn workers(servers: &Servers, effort: &Effort, report: &mut Report) {
         let count = if effort.quick { count / 2 } else { count };
         curve.measure(effort, report, &numbers, |number| {
             let count = count.max(number * 40);
-            ours::rate(servers, &case, Way::of(number, 1), &document, count).0
+            ours::rate(servers, &case, Way::of(number, 1), &document, count)
         });
     }
 }
 
-fn timed(servers: &Servers, daemon: Daemon, count: usize) -> f64 {
-    let rate = Done::of(&servers.redis).rate(count / 5, count);
-    ours::stop(servers, daemon);
-    rate
+fn instances(servers: &Servers, effort: &Effort, report: &mut Report) {
+    let curve = Curve {
+        section: "growth_instances",
+        title: "How the rate grows with the instances on one Redis",
+        what: "instances",
+        remark: "one worker with one lane each, through a link that tags, no storage",
+    };
+    let document = Document::of_size(USUAL);
+    let count = if effort.quick { 4000 } else { 12_000 };
+    curve.measure(effort, report, &[1, 2, 3, 4, 6, 8], |instances| {
+        servers.empty();
+        let ids = ids(count);
+        servers.load(&document, &ids);
+        let fleet = Fleet {
+            instances,
+            workers: 1,
+            lanes: 1,
+        };
+        let (daemons, _) = fleet.start(servers, &case::NONE.config(servers));
+        let family = daemons.iter().flat_map(Daemon::family).collect();
+        servers.push("default", &ids);
+        let measured = watch(servers, family, count / 5, count - count / 10);
+        Done::of(&servers.redis).wait_for(count);
+        scale::stop(servers, daemons);
+        servers.check(&case::NONE, &document, count);
+        measured
+    });
 }

@@ -31,7 +31,7 @@ const PUSH: &str = "\
 
 /// Daemons that are idle together.
 #[derive(Clone, Copy)]
-struct Fleet {
+pub struct Fleet {
     instances: usize,
     workers: usize,
     lanes: usize,
@@ -39,7 +39,8 @@ struct Fleet {
     client: bool,
 }
 
-const fn fleet(instances: usize, workers: usize, lanes: usize) -> Fleet {
+/// Forked workers whose user of Redis may do all.
+pub const fn fleet(instances: usize, workers: usize, lanes: usize) -> Fleet {
     Fleet {
         instances,
         workers,
@@ -327,7 +328,8 @@ fn show_pushes(report: &mut Report, rows: &[Row], rounds: usize, bare: &[f64]) {
     print("What one RPUSH costs idle workers", &table, &remark);
 }
 
-fn idle_cpu(servers: &Servers, seconds: u64) -> f64 {
+/// Seconds of CPU that all processes of an idle daemon use.
+pub fn idle_cpu(servers: &Servers, seconds: u64) -> f64 {
     servers.empty();
     let daemon = ours::start(servers, &case::NONE, Way::of(4, 1));
     // Starting is no idling.
@@ -431,7 +433,7 @@ fn one_by_one(redis: &mut Connection, ids: &[String], announced: &str) {
 }
 
 /// From RPUSH to the claim that its record tells; a link holds each vCon long enough to read that.
-fn claims(servers: &Servers, fleet: Fleet, count: usize) -> Vec<f64> {
+pub fn claims(servers: &Servers, fleet: Fleet, count: usize) -> Vec<f64> {
     const DELAY: f64 = 0.03;
     let daemons = fleet.start(servers, DELAY);
     let ids = ids(count);

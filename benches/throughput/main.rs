@@ -1,7 +1,7 @@
-//! How near the daemon comes to the least that any program must do for the same work.
+//! How near the daemon comes to the least that any reliable worker must do for the same work.
 //!
-//! `cargo bench --bench throughput`: private servers, the real program, about half an hour. After `--`:
-//! `--quick` for six minutes, names of sections for these alone, `--draw` to draw the curves of the last run.
+//! `cargo bench --bench throughput`: private servers, the real program, about an hour. After `--`: names of sections for
+//! these alone, `--quick` for a tenth of the time, `--draw` to draw the curves of the last run, `--help` for all names.
 //! The tables go to standard output, the figures behind them to `target/bench/throughput.json`.
 //!
 //! PostgreSQL keeps its defaults (`fsync` and `synchronous_commit` are on), files are synced with their
@@ -18,6 +18,7 @@
 #[path = "../../tests/e2e/harness/mod.rs"]
 mod harness;
 
+mod acceptance;
 mod case;
 mod costs;
 mod document;
@@ -44,13 +45,27 @@ use servers::Servers;
 
 #[derive(Parser)]
 #[command(
-    about = "How near the daemon comes to the least that any program must do for the same work"
+    about = "How near the daemon comes to the least that any reliable worker must do for the same work",
+    after_help = "\
+Tables stand beside two floors, which are tight loops on as many connections as the daemon has lanes: a single one does\n\
+one vCon at a time, a batched one eight in each request, statement and sync of a directory. Neither knows of anything but\n\
+the work: LMOVE, GET, SET, RPUSH, LREM; a prepared upsert; write, fsync, rename, fsync of the directory; two PUTs.\n\
+Each measurement, of the daemon and of a floor, ends with a check that every vCon was announced once and stored.\n\
+\n\
+Ratios are medians of pairs that took turns in one run, so they can be compared between machines and runs; rates cannot.\n\
+Run it on a machine that does nothing else: what another program takes is missing from both, but not from each alike.\n\
+\n\
+  cargo bench --bench throughput -- acceptance      what is promised of speed and memory, in about 8 minutes\n\
+  cargo bench --bench throughput -- growth          the five curves of the manual, in about 15 minutes\n\
+  cargo bench --bench throughput -- --draw          draws them from the figures of the last run, into benches/figures\n\
+\n\
+The figures of all tables are in target/bench/throughput.json; a section that is not measured keeps its last ones."
 )]
 struct Arguments {
-    /// Measure only these
+    /// Measure only these; all but acceptance, scale and mixed if none is named
     #[arg(value_enum)]
     sections: Vec<Section>,
-    /// Fewer cases, rounds and seconds
+    /// Fewer cases, rounds and seconds: to see that everything works
     #[arg(long)]
     quick: bool,
     /// Measure nothing: draw the curves of the last run into benches/figures
@@ -64,21 +79,23 @@ struct Arguments {
 /// What can be measured.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Section {
-    /// vCons in a second by workers, lanes and storages, beside the floor
+    /// What is promised of rates, memory and idle daemons, each beside its floor or its figure; only if named
+    Acceptance,
+    /// vCons in a second by workers, lanes and storages, beside the single and the batched floor
     Throughput,
-    /// The same by start method
+    /// Rates under load by start method, in pairs with fork
     Methods,
-    /// Start, kill to ready, drain, and memory of idle workers
+    /// Start, kill to ready, drain, and memory of idle workers, by start method
     Processes,
     /// CPU, round trips and system calls for each vCon
     Costs,
     /// From RPUSH to stored, at parts of the highest rate
     Latency,
-    /// Documents, lists, waiting vCons and workers, from few to many
+    /// Rates from few to many: bytes of a document, lists, waiting vCons, workers, instances; and what limits them
     Growth,
     /// What an idle daemon takes, what an RPUSH costs it, and how fast it wakes
     Idle,
-    /// CPU of Redis for each vCon, beside a lean loop
+    /// CPU of Redis for each vCon, beside both floors
     Redis,
     /// What a Python link costs that does nothing
     Python,
@@ -120,16 +137,21 @@ fn main() {
         }
     };
     let wanted = |section| {
-        let is_long = matches!(section, Section::Scale | Section::Mixed);
-        let all = arguments.sections.is_empty() && !is_long;
+        // The others say again what acceptance says, or take long.
+        let is_apart = matches!(
+            section,
+            Section::Acceptance | Section::Scale | Section::Mixed
+        );
+        let all = arguments.sections.is_empty() && !is_apart;
         all || arguments.sections.contains(&section)
     };
     let servers = Servers::start();
     let mut report = Report::new();
     type Measure = fn(&Servers, &Effort, &mut Report);
-    let sections: [(Section, Measure); 12] = [
+    let sections: [(Section, Measure); 13] = [
+        (Section::Acceptance, acceptance::measure),
         (Section::Throughput, matrix::measure),
-        (Section::Methods, matrix::measure_methods),
+        (Section::Methods, processes::measure_methods),
         (Section::Processes, processes::measure),
         (Section::Costs, costs::measure),
         (Section::Latency, latency::measure),

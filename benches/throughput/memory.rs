@@ -58,7 +58,7 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
 }
 
 /// The most memory that a worker has had, and how much of what it has are pages of files.
-fn peak(servers: &Servers, case: &Case, size: usize) -> (f64, f64) {
+pub fn peak(servers: &Servers, case: &Case, size: usize) -> (f64, f64) {
     servers.empty();
     let ids = ids(1);
     servers.load(&Document::of_size(size), &ids);

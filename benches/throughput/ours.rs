@@ -48,7 +48,7 @@ pub fn start(servers: &Servers, case: &Case, way: Way<'_>) -> Daemon {
         .start()
 }
 
-/// vCons in a second, from some that are done to all of `count`, and what they took.
+/// vCons in a second while `count` are done, and what they took. Fails unless all were done well.
 pub fn rate(
     servers: &Servers,
     case: &Case,
@@ -63,19 +63,22 @@ pub fn rate(
     // Looking for them takes a while where there are many.
     let family = daemon.family();
     servers.push("default", &ids);
-    let measured = watch(servers, family, count / 5, count);
+    // Neither the start nor the end counts, when some lanes have nothing to do any more.
+    let measured = watch(servers, family, count / 5, count - count / 10);
+    Done::of(&servers.redis).wait_for(count);
     stop(servers, daemon);
+    servers.check(case, document, count);
     measured
 }
 
 /// Watches from `first` to `last` done.
-fn watch(servers: &Servers, family: Vec<i32>, first: usize, last: usize) -> (f64, Usage) {
+pub fn watch(servers: &Servers, family: Vec<i32>, first: usize, last: usize) -> (f64, Usage) {
     let mut done = Done::of(&servers.redis);
     done.wait_for(first);
     let usage = Watch::begin(servers, family);
     let (begin, before) = (Instant::now(), done.count());
-    let end = done.wait_for(last);
-    let rate = (last - before) as f64 / (end - begin).as_secs_f64();
+    let (end, after) = done.wait_for_count(last);
+    let rate = (after - before) as f64 / (end - begin).as_secs_f64();
     (rate, usage.end())
 }
 
@@ -104,18 +107,23 @@ impl Done {
     pub fn rate(&mut self, first: usize, last: usize) -> f64 {
         self.wait_for(first);
         let (begin, before) = (Instant::now(), self.count());
-        let end = self.wait_for(last);
-        last.saturating_sub(before) as f64 / (end - begin).as_secs_f64()
+        let (end, after) = self.wait_for_count(last);
+        (after - before) as f64 / (end - begin).as_secs_f64()
     }
 
     /// Waits until so many are done, and answers when that was.
     pub fn wait_for(&mut self, wanted: usize) -> Instant {
+        self.wait_for_count(wanted).0
+    }
+
+    /// The same, with how many are done by then.
+    fn wait_for_count(&mut self, wanted: usize) -> (Instant, usize) {
         let start = Instant::now();
         loop {
             let done = self.count();
             let now = Instant::now();
             if done >= wanted {
-                return now;
+                return (now, done);
             }
             assert!(start.elapsed() < PATIENCE * 5, "{done} of {wanted} done");
             // Whoever asks takes some of the server's time, and of the processor's: as seldom as the

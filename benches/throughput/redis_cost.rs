@@ -1,17 +1,13 @@
-//! What one vCon costs Redis, beside a lean loop.
+//! What one vCon costs Redis, beside the floors.
 //!
-//! The loop does what the simplest reliable queue does for a vCon, in one round trip: it announces the vCon before and
-//! takes that off its processing list, moves the next one there and gets its document (`RPUSH`, `LREM`, `LMOVE`, `GET`
-//! in one script). Both take turns in one run, so that the speed of the machine does not count in their ratio.
+//! All take turns in one run, so that the speed of the machine does not count in their ratios.
 
-use std::time::Duration;
-
-use redis::{Connection, Script};
 use serde_json::json;
 
 use super::Effort;
 use super::case::{self, Case};
 use super::document::{Document, USUAL, ids};
+use super::floor::{Loops, Queue};
 use super::harness::{PATIENCE, wait_until};
 use super::ours::{self, Way};
 use super::report::{Report, median, percentile, print, progress, table};
@@ -21,14 +17,7 @@ use super::usage::{cpu_clock, reads};
 /// Workers and lanes.
 const SHAPES: [(usize, usize); 2] = [(1, 1), (4, 4)];
 
-/// vCons that a link changes are for information: the loop leaves its documents as they are.
 const CASES: [Case; 2] = [case::BARE, case::NONE];
-
-const LOOP: &str = "\
-    if ARGV[1] ~= '' then redis.call('RPUSH', KEYS[3], ARGV[1]) redis.call('LREM', KEYS[2], 1, ARGV[1]) end \
-    local id = redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT') \
-    if not id then return false end \
-    return {id, redis.call('GET', 'vcon:' .. id)}";
 
 /// What one vCon has cost.
 #[derive(Clone, Copy)]
@@ -40,38 +29,49 @@ struct Cost {
     rate: f64,
 }
 
-/// The measurements of one shape, round by round.
+/// The measurements of one case in one shape, round by round.
 struct Row {
+    case: Case,
     shape: (usize, usize),
-    lean: Vec<Cost>,
-    /// In the order of the cases.
-    ours: [Vec<Cost>; CASES.len()],
+    ours: Vec<Cost>,
+    /// One vCon at a time.
+    single: Vec<Cost>,
+    /// Eight at a time.
+    batched: Vec<Cost>,
 }
 
 /// The table of what Redis spends.
 pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
     let documents = Document::samples(USUAL);
     let (rounds, count) = if effort.quick {
-        (5, 8_000)
+        (3, 8_000)
     } else {
-        (effort.rounds * 2, 20_000)
+        (effort.rounds, 20_000)
     };
-    let mut rows = SHAPES.map(|shape| Row {
+    let row = |(shape, case)| Row {
+        case,
         shape,
-        lean: Vec::new(),
-        ours: [Vec::new(), Vec::new()],
-    });
+        ours: Vec::new(),
+        single: Vec::new(),
+        batched: Vec::new(),
+    };
+    let mut rows: Vec<Row> = SHAPES
+        .iter()
+        .flat_map(|shape| CASES.map(|case| row((*shape, case))))
+        .collect();
     for number in 1..=rounds {
         for row in &mut rows {
             let (workers, lanes) = row.shape;
-            let what = format!("redis, round {number} of {rounds}: {workers} x {lanes}");
-            progress(&format!("{what}, lean loop"));
-            row.lean
-                .push(lean(servers, workers * lanes, &documents, count));
-            for (case, costs) in CASES.iter().zip(&mut row.ours) {
-                progress(&format!("{what}, {}", case.name));
-                costs.push(ours(servers, case, row.shape, &documents, count));
-            }
+            let connections = workers * lanes;
+            progress(&format!(
+                "redis, round {number} of {rounds}: {workers} x {lanes}, {}",
+                row.case.name
+            ));
+            let floor = |loops| floor(servers, &row.case, loops, &documents, count);
+            row.single.push(floor(Loops::single(connections)));
+            row.batched.push(floor(Loops::batched(connections)));
+            row.ours
+                .push(ours(servers, &row.case, row.shape, &documents, count));
         }
     }
     show(report, &rows, &documents);
@@ -82,13 +82,17 @@ fn show(report: &mut Report, rows: &[Row], documents: &[Document]) {
         "workers x lanes",
         "vCons",
         "Redis, µs",
-        "lean loop, µs",
+        "single floor, µs",
         "ratio",
         "(least to most)",
+        "batched floor, µs",
+        "ratio",
         "round trips",
-        "of the loop",
+        "of the single floor",
+        "of the batched floor",
         "vCons/s",
-        "of the loop",
+        "of the single floor",
+        "of the batched floor",
     ]);
     report.begin("redis");
     let middle = |costs: &[Cost], of: fn(&Cost) -> f64| {
@@ -97,44 +101,47 @@ fn show(report: &mut Report, rows: &[Row], documents: &[Document]) {
     };
     for row in rows {
         let (workers, lanes) = row.shape;
-        let loops = middle(&row.lean, |cost| cost.cpu);
-        for (case, costs) in CASES.iter().zip(&row.ours) {
-            let pairs = costs.iter().zip(&row.lean);
-            let ratios: Vec<f64> = pairs.map(|(ours, lean)| ours.cpu / lean.cpu).collect();
-            let ratio = median(&ratios);
-            let [least, most] = [0.0, 1.0].map(|part| percentile(&ratios, part));
-            let cpu = middle(costs, |cost| cost.cpu);
-            let round_trips = middle(costs, |cost| cost.round_trips);
-            let rate = middle(costs, |cost| cost.rate);
-            let vcons = if case.tag { "tagged" } else { "plain" };
-            table.add_row([
-                format!("{workers} x {lanes}"),
-                vcons.to_owned(),
-                format!("{:.1}", cpu * 1e6),
-                format!("{:.1}", loops * 1e6),
-                format!("{ratio:.2}"),
-                format!("({least:.2} to {most:.2})"),
-                format!("{round_trips:.2}"),
-                format!("{:.2}", middle(&row.lean, |cost| cost.round_trips)),
-                format!("{rate:.0}"),
-                format!("{:.0}", middle(&row.lean, |cost| cost.rate)),
-            ]);
-            report.add(
-                "redis",
-                json!({"workers": workers, "lanes": lanes, "vcons": vcons, "cpu": cpu, "loop": loops, "ratio": ratio,
-                    "least": least, "most": most,
-                    "round_trips": round_trips, "ours": rate}),
-            );
-        }
+        let ratios = |floor: &[Cost]| -> Vec<f64> {
+            let pairs = row.ours.iter().zip(floor);
+            pairs.map(|(ours, floor)| ours.cpu / floor.cpu).collect()
+        };
+        let (of_single, of_batched) = (ratios(&row.single), ratios(&row.batched));
+        let (ratio, ratio_batched) = (median(&of_single), median(&of_batched));
+        let [least, most] = [0.0, 1.0].map(|part| percentile(&of_single, part));
+        let all = [&row.ours, &row.single, &row.batched];
+        let cpu = all.map(|costs| middle(costs, |cost| cost.cpu));
+        let round_trips = all.map(|costs| middle(costs, |cost| cost.round_trips));
+        let rates = all.map(|costs| middle(costs, |cost| cost.rate));
+        let vcons = if row.case.tag { "tagged" } else { "plain" };
+        let mut cells = vec![
+            format!("{workers} x {lanes}"),
+            vcons.to_owned(),
+            format!("{:.1}", cpu[0] * 1e6),
+            format!("{:.1}", cpu[1] * 1e6),
+            format!("{ratio:.2}"),
+            format!("({least:.2} to {most:.2})"),
+            format!("{:.1}", cpu[2] * 1e6),
+            format!("{ratio_batched:.2}"),
+        ];
+        cells.extend(round_trips.map(|number| format!("{number:.2}")));
+        cells.extend(rates.map(|rate| format!("{rate:.0}")));
+        table.add_row(cells);
+        report.add(
+            "redis",
+            json!({"workers": workers, "lanes": lanes, "vcons": vcons, "cpu": cpu[0], "single": cpu[1],
+                "ratio": ratio, "least": least, "most": most, "batched": cpu[2], "ratio_batched": ratio_batched,
+                "round_trips": round_trips[0], "ours": rates[0]}),
+        );
     }
-    let sizes = documents.iter().map(|document| document.plain("").len());
+    let sizes = documents.iter().map(Document::size);
     let remark = format!(
         "user and system time of the Redis process for each vCon, while the list holds work; medians of {} rounds in \
-         which the daemon and the loop take turns, ratios are medians of those of each round; documents of {} bytes on \
-         average, made of the sample vCons; no storage, one egress list; the loop has one connection for each lane, and \
-         leaves documents as they are; round trips as Redis counts them (total_reads_processed)",
-        rows[0].lean.len(),
-        sizes.sum::<usize>() / documents.len() + 36,
+         which the daemon and the floors take turns, ratios are medians of those of each round; documents of {} bytes on \
+         average, made of the sample vCons; no storage, one egress list; tagged: a link changes each document, the floor \
+         writes back what it got; a floor has one connection for each lane; round trips as Redis counts them \
+         (total_reads_processed)",
+        rows[0].ours.len(),
+        sizes.sum::<usize>() / documents.len(),
     );
     print("What one vCon costs Redis", &table, &remark);
 }
@@ -166,36 +173,29 @@ fn ours(
     cost
 }
 
-fn lean(servers: &Servers, connections: usize, documents: &[Document], count: usize) -> Cost {
+fn floor(
+    servers: &Servers,
+    case: &Case,
+    loops: Loops,
+    documents: &[Document],
+    count: usize,
+) -> Cost {
     let ids = loaded(servers, documents, count);
-    let client = redis::Client::open(servers.redis.url()).expect("a URL");
-    let connections: Vec<Connection> = (0..connections)
-        .map(|_| client.get_connection().expect("a connection"))
+    let queues: Vec<Queue> = (1..=loops.connections)
+        .map(|number| Queue::connect(servers, number, loops.together, &documents[0]))
         .collect();
     servers.push("default", &ids);
     std::thread::scope(|scope| {
-        for (number, connection) in connections.into_iter().enumerate() {
-            scope.spawn(move || drain(connection, number));
+        for mut queue in queues {
+            scope.spawn(move || {
+                let mut taken = queue.claim();
+                while !taken.is_empty() {
+                    taken = queue.finish_and_claim(&taken, case.tag);
+                }
+            });
         }
         watch(servers, count)
     })
-}
-
-/// One connection of the loop, until the list is empty.
-fn drain(mut connection: Connection, number: usize) {
-    let script = Script::new(LOOP);
-    let processing = format!("processing:{number}");
-    let mut id = String::new();
-    loop {
-        let mut call = script.key("default");
-        let call = call.key(&processing).key("done").arg(&id);
-        let next: Option<(String, Vec<u8>)> = call.invoke(&mut connection).expect("Redis");
-        let Some((next, document)) = next else {
-            break;
-        };
-        assert!(!document.is_empty());
-        id = next;
-    }
 }
 
 /// What it costs from one tenth done to nine, so that neither the start nor the end counts.

@@ -33,10 +33,10 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
 
 /// So many daemons alike.
 #[derive(Clone, Copy)]
-struct Fleet {
-    instances: usize,
-    workers: usize,
-    lanes: usize,
+pub struct Fleet {
+    pub instances: usize,
+    pub workers: usize,
+    pub lanes: usize,
 }
 
 impl Fleet {
@@ -50,7 +50,7 @@ impl Fleet {
     }
 
     /// Its daemons, ready, and how long that took, in seconds.
-    fn start(self, servers: &Servers, config: &Value) -> (Vec<Daemon>, f64) {
+    pub fn start(self, servers: &Servers, config: &Value) -> (Vec<Daemon>, f64) {
         let begin = Instant::now();
         let start = |number| {
             Conserver::with(&servers.redis)
@@ -69,7 +69,8 @@ impl Fleet {
     }
 }
 
-fn stop(servers: &Servers, daemons: Vec<Daemon>) {
+/// Stops them all.
+pub fn stop(servers: &Servers, daemons: Vec<Daemon>) {
     for daemon in daemons {
         ours::stop(servers, daemon);
     }

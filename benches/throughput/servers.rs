@@ -1,11 +1,13 @@
-//! The servers, and bringing them back to where they were before a measurement.
+//! The servers, bringing them back to where they were before a measurement, and checking what they were left with.
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use postgres::Client;
 use serde_json::{Value, json};
 
-use super::case::Store;
+use super::case::{Case, Store};
 use super::document::Document;
 use super::harness::{Database, Files, Postgres, Redis, S3};
 
@@ -56,6 +58,16 @@ impl Servers {
         self.files.folder()
     }
 
+    /// The folder of the day on which all vCons were made.
+    pub fn day_folder(&self) -> PathBuf {
+        self.folder().join("2024/03/16")
+    }
+
+    /// The name under which S3 keeps a vCon.
+    pub fn object_key(id: &str) -> String {
+        format!("archive/2024/03/16/{id}.vcon")
+    }
+
     /// A session with PostgreSQL.
     pub fn session(&self) -> Client {
         self.database.client()
@@ -78,10 +90,19 @@ impl Servers {
         self.database.execute("TRUNCATE vcons");
     }
 
+    /// Removes all files, where they are few and large.
+    pub fn remove_files(&self) {
+        for path in self.files.with_hidden() {
+            fs::remove_file(path).expect("a file");
+        }
+    }
+
     /// Puts documents into Redis; no list names them yet.
     pub fn load(&self, document: &Document, ids: &[String]) {
         let mut connection = self.redis.connection();
-        for some in ids.chunks(200) {
+        // A pipeline is one piece of memory.
+        let together = (50_000_000 / document.size()).clamp(1, 200);
+        for some in ids.chunks(together) {
             let mut steps = redis::pipe();
             for id in some {
                 steps.set(format!("vcon:{id}"), document.plain(id)).ignore();
@@ -99,4 +120,54 @@ impl Servers {
             push.query::<()>(&mut connection).expect("Redis");
         }
     }
+
+    /// Fails unless exactly so many vCons were announced, each once, and every storage of the case has every one of
+    /// them, as the chain leaves it.
+    pub fn check(&self, case: &Case, document: &Document, done: usize) {
+        let ids = self.redis.list("done");
+        assert_eq!(ids.len(), done, "announced");
+        let different: HashSet<&String> = ids.iter().collect();
+        assert_eq!(different.len(), done, "announced twice");
+        let mut session = self.session();
+        let kept = |store: Store, id: &str| match store {
+            Store::File => self.day_folder().join(format!("{id}.json")),
+            _ => self.s3.object(&Self::object_key(id)),
+        };
+        for store in case.stores {
+            if *store == Store::Postgres {
+                let row = session.query_one("SELECT count(*) FROM vcons", &[]);
+                let rows: i64 = row.expect("a count").get(0);
+                assert_eq!(rows, done as i64, "rows");
+                continue;
+            }
+            for id in &ids {
+                let path = kept(*store, id);
+                assert!(path.exists(), "{store:?} has no {}", path.display());
+            }
+        }
+        // Some of them byte by byte, and all if they are few.
+        for id in ids.iter().step_by(done / 8 + 1) {
+            let wanted = document.left(id, case.tag);
+            let mut found = vec![self.redis.ask(&["GET", &format!("vcon:{id}")])];
+            for store in case.stores {
+                found.push(match store {
+                    Store::Postgres => {
+                        let query = "SELECT vcon_json::text FROM vcons WHERE id = $1::text::uuid";
+                        session.query_one(query, &[id]).expect("a row").get(0)
+                    }
+                    _ => fs::read_to_string(kept(*store, id)).expect("a file"),
+                });
+            }
+            for text in found {
+                assert!(
+                    text == wanted || json_of(&text) == json_of(&wanted),
+                    "{text}"
+                );
+            }
+        }
+    }
+}
+
+fn json_of(text: &str) -> Value {
+    serde_json::from_str(text).expect("JSON")
 }

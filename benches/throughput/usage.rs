@@ -112,7 +112,8 @@ impl Usage {
     }
 
     /// What keeps the rate from growing: the one thread of Redis, the disk, all cores, or else that
-    /// each connection waits for its answers. Other programs on the machine spoil a measurement.
+    /// each connection waits for its answers, with who works most in that time. Other programs on the machine spoil a
+    /// measurement.
     pub fn limit(&self) -> String {
         let most = [
             (self.ours - self.kernel, "ours"),
@@ -136,7 +137,7 @@ impl Usage {
         } else if self.disk > BUSY {
             "disk".to_owned()
         } else {
-            "waiting for answers".to_owned()
+            format!("waiting for answers (most: {name})")
         }
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use super::Keeper;
+use super::{Keeper, Taken};
 
-/// An id and a document.
-type Job = (Arc<str>, Arc<String>);
+/// vCons that are to be saved together.
+type Job = Arc<Vec<Taken>>;
 
 /// Keepers of one connection.
 pub struct Keepers {
@@ -38,13 +38,12 @@ impl Keepers {
         }
     }
 
-    pub fn keep(&mut self, id: &str, text: &Arc<String>) {
+    pub fn keep(&mut self, vcons: &Job) {
         for other in &self.others {
-            let job = (Arc::from(id), Arc::clone(text));
-            other.jobs.send(job).expect("a keeper");
+            other.jobs.send(Arc::clone(vcons)).expect("a keeper");
         }
         for keeper in &mut self.ours {
-            keeper.keep(id, text);
+            keeper.keep(vcons);
         }
         for other in &self.others {
             other.done.recv().expect("a keeper");
@@ -67,8 +66,8 @@ impl Other {
         let (jobs, todo) = sync_channel::<Job>(1);
         let (tell, done) = sync_channel(1);
         let thread = thread::spawn(move || {
-            while let Ok((id, text)) = todo.recv() {
-                keeper.keep(&id, &text);
+            while let Ok(vcons) = todo.recv() {
+                keeper.keep(&vcons);
                 if tell.send(()).is_err() {
                     break;
                 }

@@ -1,224 +1,173 @@
-//! The scripts that take a vCon from its list and announce it.
+//! The simplest reliable queue: a list from which each connection moves vCons to a list of its own.
 
 use redis::{Cmd, Connection, Value};
 
+use super::super::document::Document;
 use super::super::servers::Servers;
+use super::{BATCH, Taken};
 
-const CLAIM: &str = concat!(
-    include_str!("../../../src/queue/scripts/extend_ttl.lua"),
-    include_str!("../../../src/queue/scripts/claim_limits.lua"),
-    include_str!("../../../src/queue/scripts/claim_token.lua"),
-    include_str!("../../../src/queue/scripts/claim_record.lua"),
-    include_str!("../../../src/queue/scripts/progress.lua"),
-    include_str!("../../../src/queue/scripts/pop_ingress.lua"),
-    include_str!("../../../src/queue/scripts/claim.lua"),
-    include_str!("../../../src/queue/scripts/run_claim.lua")
-);
-const FINISH: &str = concat!(
-    include_str!("../../../src/queue/scripts/claim_token.lua"),
-    include_str!("../../../src/queue/scripts/progress.lua"),
-    include_str!("../../../src/queue/scripts/direct_writes.lua"),
-    include_str!("../../../src/queue/scripts/compare_and_write.lua"),
-    include_str!("../../../src/queue/scripts/reason_time.lua"),
-    include_str!("../../../src/queue/scripts/finish.lua"),
-    include_str!("../../../src/queue/scripts/run_finish.lua")
-);
-const FINISH_AND_CLAIM: &str = concat!(
-    include_str!("../../../src/queue/scripts/extend_ttl.lua"),
-    include_str!("../../../src/queue/scripts/claim_limits.lua"),
-    include_str!("../../../src/queue/scripts/claim_token.lua"),
-    include_str!("../../../src/queue/scripts/claim_record.lua"),
-    include_str!("../../../src/queue/scripts/progress.lua"),
-    include_str!("../../../src/queue/scripts/pop_ingress.lua"),
-    include_str!("../../../src/queue/scripts/claim.lua"),
-    include_str!("../../../src/queue/scripts/direct_writes.lua"),
-    include_str!("../../../src/queue/scripts/compare_and_write.lua"),
-    include_str!("../../../src/queue/scripts/reason_time.lua"),
-    include_str!("../../../src/queue/scripts/finish.lua"),
-    include_str!("../../../src/queue/scripts/run_finish_and_claim.lua")
-);
+/// Announces the vCon in hand and takes it off the connection's own list; moves the next one there and gets its document.
+const ONE: &str = "\
+    if ARGV[1] then redis.call('RPUSH', KEYS[3], ARGV[1]) redis.call('LREM', KEYS[2], 1, ARGV[1]) end \
+    local id = redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT') \
+    if not id then return {} end \
+    return {id, redis.call('GET', 'vcon:' .. id)}";
 
-/// The most bytes of a document that a script is given or hands over.
-const INLINE: usize = 1 << 20;
+/// The same with all vCons in hand and the next eight.
+const MANY: &str = "\
+    if ARGV[1] then \
+        redis.call('RPUSH', KEYS[3], unpack(ARGV)) \
+        for _, id in ipairs(ARGV) do redis.call('LREM', KEYS[2], 1, id) end \
+    end \
+    local ids = redis.call('LPOP', KEYS[1], 8) \
+    if not ids then return {} end \
+    redis.call('RPUSH', KEYS[2], unpack(ids)) \
+    local keys = {} \
+    for at, id in ipairs(ids) do keys[at] = 'vcon:' .. id end \
+    return {ids, redis.call('MGET', unpack(keys))}";
 
-const CLAIMS: &str = "conserver:claims:floor:1";
+/// Documents beyond this size are cheaper outside of scripts, in a round trip of their own.
+const LARGE: usize = 1 << 20;
+
+/// Where nothing ever waits.
+const NOWHERE: &str = "nowhere";
+
+/// The list of what a connection has in hand.
+pub fn processing(number: usize) -> String {
+    format!("processing:{number}")
+}
 
 /// One connection.
 pub struct Queue {
     connection: Connection,
-    lane: usize,
-    /// The hash of each script.
-    claim: String,
-    finish: String,
-    finish_and_claim: String,
-    /// Whether the chain has storages: they were given the document that must still stand there.
-    is_stored: bool,
-    requests: u64,
-    token: Vec<u8>,
-    /// The document that came with the claim.
-    base: Vec<u8>,
+    /// The hash of the script.
+    script: String,
+    processing: String,
+    is_large: bool,
 }
 
 impl Queue {
-    pub fn connect(servers: &Servers, lane: usize, is_stored: bool) -> Self {
+    /// For documents like this one, one or eight at a time.
+    pub fn connect(servers: &Servers, number: usize, together: usize, document: &Document) -> Self {
+        assert!([1, BATCH].contains(&together));
         let client = redis::Client::open(servers.redis.url()).expect("a URL");
         let mut connection = client.get_connection().expect("a connection");
-        let mut load = |script: &str| -> String {
-            let mut load = redis::cmd("SCRIPT");
-            load.arg("LOAD").arg(script);
-            load.query(&mut connection).expect("a script")
-        };
-        let [claim, finish, finish_and_claim] = [CLAIM, FINISH, FINISH_AND_CLAIM].map(&mut load);
+        let is_large = document.size() > LARGE;
+        let mut script = if together == 1 { ONE } else { MANY }.to_owned();
+        if is_large {
+            script = script
+                .replace("redis.call('GET', 'vcon:' .. id)", "false")
+                .replace("redis.call('MGET', unpack(keys))", "false");
+        }
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(script);
+        let script = load.query(&mut connection).expect("a script");
         Self {
             connection,
-            lane,
-            claim,
-            finish,
-            finish_and_claim,
-            is_stored,
-            requests: 0,
-            token: Vec::new(),
-            base: Vec::new(),
+            script,
+            processing: processing(number),
+            is_large,
         }
     }
 
-    /// The first id, whose document has come with it.
-    pub fn claim(&mut self) -> Option<String> {
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(&self.claim);
-        self.add_claim(&mut call, &["default"], &[]);
-        let answer = self.ask(&call);
-        self.claimed(answer)
+    /// The first vCons, with their documents.
+    pub fn claim(&mut self) -> Vec<Taken> {
+        self.turn("default", &[], false)
     }
 
-    /// Lets go of it, with its new document if there is one, and asks for the next in the same
+    /// Announces the vCons in hand, writes their documents if they were changed, and takes the next ones in the same
     /// round trip.
-    pub fn finish_and_claim(&mut self, id: &str, changed: Option<&String>) -> Option<String> {
-        if self.base.len().max(changed.map_or(0, String::len)) > INLINE {
-            self.finish_large(id, changed);
-            return self.claim();
-        }
-        let base = std::mem::take(&mut self.base);
-        let text = changed.map_or(&[][..], |text| text.as_bytes());
-        let document = if changed.is_some() || self.is_stored {
-            [b"text", &*base, text]
-        } else {
-            [&[][..]; 3]
-        };
+    pub fn finish_and_claim(&mut self, vcons: &[Taken], changed: bool) -> Vec<Taken> {
+        self.turn("default", vcons, changed)
+    }
+
+    /// Takes no other ones.
+    pub fn finish(&mut self, vcons: &[Taken], changed: bool) {
+        assert!(self.turn(NOWHERE, vcons, changed).is_empty());
+    }
+
+    fn turn(&mut self, from: &str, vcons: &[Taken], changed: bool) -> Vec<Taken> {
         let mut call = redis::cmd("EVALSHA");
-        call.arg(&self.finish_and_claim);
-        self.add_claim(&mut call, &["default"], &["done"]);
-        self.add_finish(&mut call, id, document);
-        let Value::Array(mut answers) = self.ask(&call) else {
-            panic!("no answer to a finish")
-        };
-        let next = answers.pop().expect("an answer to the claim");
-        assert_eq!(answers, [Value::Int(1)]);
-        self.claimed(next)
-    }
-
-    /// Keys and arguments of `claim.lua`, which those of `finish.lua` follow.
-    fn add_claim(&mut self, call: &mut Cmd, lists: &[&str], pushes: &[&str]) {
-        self.requests += 1;
-        call.arg(4 + lists.len() + pushes.len());
-        call.arg(CLAIMS).arg("conserver:instance:floor");
-        call.arg("conserver:instances")
-            .arg("conserver:workers:floor");
-        call.arg(lists).arg(pushes);
-        call.arg(self.lane).arg(INLINE);
-        call.arg("{\"floor\":1}").arg(3600);
-        call.arg("floor").arg(1);
-        call.arg(3600).arg("0123456789ab");
-        call.arg(format!("1700000000.{:06}", self.requests));
-        call.arg(lists.len());
-        for list in lists {
-            call.arg(format!("\"{list}\""));
+        call.arg(&self.script).arg(3);
+        call.arg(from).arg(&self.processing).arg("done");
+        for vcon in vcons {
+            call.arg(&vcon.id);
         }
-    }
-
-    fn add_finish(&self, call: &mut Cmd, id: &str, document: [&[u8]; 3]) {
-        call.arg(&self.token).arg(id);
-        call.arg(format!("default\n{id}"));
-        call.arg("").arg(86400).arg(0);
-        call.arg(format!("vcon:{id}"));
-        for part in document {
-            call.arg(part);
-        }
-        call.arg("").arg("default");
-        call.arg(1).arg(id);
-        call.arg(0).arg(3600);
-    }
-
-    /// A document too large for a script is compared piece by piece while its key is watched, and
-    /// written under a key of its own.
-    fn finish_large(&mut self, id: &str, changed: Option<&String>) {
-        let key = format!("vcon:{id}");
-        let draft = format!("conserver:draft:floor:1:{}", self.lane);
-        if changed.is_some() || self.is_stored {
-            self.ask(redis::cmd("WATCH").arg(&key));
-            let length = self.ask(redis::cmd("STRLEN").arg(&key));
-            let base = std::mem::take(&mut self.base);
-            assert_eq!(length, Value::Int(base.len() as i64));
-            for (number, piece) in base.chunks(INLINE).enumerate() {
-                let first = number * INLINE;
-                let mut range = redis::cmd("GETRANGE");
-                range.arg(&key).arg(first).arg(first + piece.len() - 1);
-                assert!(self.ask(&range) == Value::BulkString(piece.to_vec()));
+        let mut packed = Vec::new();
+        let mut writes = 0;
+        if changed && self.is_large {
+            for vcon in vcons {
+                self.send_large(vcon);
+                writes += 1;
             }
-        }
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(&self.finish);
-        self.add_claim(&mut call, &[], &["done"]);
-        let done = Value::Array(vec![Value::Int(1)]);
-        let Some(text) = changed else {
-            if self.is_stored {
-                self.ask(&redis::cmd("UNWATCH"));
+        } else if changed && !vcons.is_empty() {
+            let mut write = redis::cmd("MSET");
+            for vcon in vcons {
+                write.arg(key(&vcon.id)).arg(&vcon.text);
             }
-            self.add_finish(&mut call, id, [&[]; 3]);
-            assert_eq!(self.ask(&call), done);
-            return;
-        };
-        self.add_finish(&mut call, id, [b"draft", b"", draft.as_bytes()]);
-        let mut steps = redis::pipe();
-        steps.cmd("MULTI");
-        steps.cmd("SET").arg(&draft).arg(text).arg("EX").arg(60);
-        steps.add_command(call).cmd("EXEC");
-        let packed = steps.get_packed_pipeline();
-        self.connection.send_packed_command(&packed).expect("Redis");
-        let mut last = Value::Nil;
-        for _ in 0..steps.len() {
-            last = self.connection.recv_response().expect("Redis");
+            write.write_packed_command(&mut packed);
+            writes = 1;
         }
-        assert_eq!(last, Value::Array(vec![Value::Okay, done]));
+        call.write_packed_command(&mut packed);
+        self.send(&packed);
+        for _ in 0..writes {
+            assert_eq!(self.receive(), Value::Okay);
+        }
+        let answer = self.receive();
+        self.taken(answer)
     }
 
-    fn ask(&mut self, command: &Cmd) -> Value {
-        let packed = command.get_packed_command();
-        self.connection.send_packed_command(&packed).expect("Redis");
+    /// Sends a document without a copy of it.
+    fn send_large(&mut self, vcon: &Taken) {
+        let (key, text) = (key(&vcon.id), &vcon.text);
+        let (name, length) = (key.len(), text.len());
+        self.send(format!("*3\r\n$3\r\nSET\r\n${name}\r\n{key}\r\n${length}\r\n").as_bytes());
+        self.send(text.as_bytes());
+        self.send(b"\r\n");
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.connection.send_packed_command(bytes).expect("Redis");
+    }
+
+    fn receive(&mut self) -> Value {
         self.connection.recv_response().expect("Redis")
     }
 
-    fn claimed(&mut self, answer: Value) -> Option<String> {
-        let Value::Array(mut fields) = answer else {
+    fn taken(&mut self, answer: Value) -> Vec<Taken> {
+        let Value::Array(mut parts) = answer else {
             panic!("{answer:?}")
         };
-        let mut text = |at: usize| match std::mem::replace(&mut fields[at], Value::Nil) {
-            Value::BulkString(bytes) => bytes,
-            other => panic!("{other:?}"),
+        let (Some(texts), Some(ids)) = (parts.pop(), parts.pop()) else {
+            return Vec::new();
         };
-        self.token = text(0);
-        let (id, kind, mut document) = (text(2), text(4), text(5));
-        if self.token.is_empty() {
-            return None;
-        }
-        let id = String::from_utf8(id).expect("an id");
-        if kind == b"string-large" {
-            let mut get = redis::cmd("GET");
-            get.arg(format!("vcon:{id}"));
-            document = get.query(&mut self.connection).expect("Redis");
-        }
-        assert!(!document.is_empty());
-        self.base = document;
-        Some(id)
+        let ids = strings(ids);
+        let texts = if self.is_large {
+            let mut get: Cmd = redis::cmd("MGET");
+            for id in &ids {
+                get.arg(key(id));
+            }
+            self.send(&get.get_packed_command());
+            self.receive()
+        } else {
+            texts
+        };
+        let texts = strings(texts);
+        assert_eq!(ids.len(), texts.len());
+        let pairs = ids.into_iter().zip(texts);
+        pairs.map(|(id, text)| Taken { id, text }).collect()
+    }
+}
+
+fn key(id: &str) -> String {
+    format!("vcon:{id}")
+}
+
+/// One string, or several.
+fn strings(value: Value) -> Vec<String> {
+    match value {
+        Value::BulkString(bytes) => vec![String::from_utf8(bytes).expect("UTF-8")],
+        Value::Array(values) => values.into_iter().flat_map(strings).collect(),
+        other => panic!("{other:?}"),
     }
 }

@@ -1,4 +1,4 @@
-//! Two signed PUTs on a connection that is kept.
+//! Two signed PUTs for each vCon on a connection that is kept, one PUT after the other.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ use s3::{Bucket, Region};
 
 use super::super::harness::S3_SECRET;
 use super::super::servers::Servers;
-use super::Keeper;
+use super::{Keeper, Taken};
 
 pub struct S3 {
     bucket: Box<Bucket>,
@@ -74,8 +74,10 @@ impl S3 {
 }
 
 impl Keeper for S3 {
-    fn keep(&mut self, id: &str, text: &str) {
-        self.put(&format!("archive/2024/03/16/{id}.vcon"), text.as_bytes());
-        self.put(&format!("archive/lookup/{id}.txt"), b"2024/03/16");
+    fn keep(&mut self, vcons: &[Taken]) {
+        for Taken { id, text } in vcons {
+            self.put(&Servers::object_key(id), text.as_bytes());
+            self.put(&format!("archive/lookup/{id}.txt"), b"2024/03/16");
+        }
     }
 }
