@@ -63,7 +63,9 @@ impl Document {
 
     fn of_text(id: &VconId, text: &str) -> Self {
         let mut vcon = Vcon::parse(id.clone(), text.to_owned()).expect("a vCon");
-        vcon.add_tags(&["checked".to_owned()]).expect("a tag");
+        // As `links.tag` writes it.
+        vcon.add_tags(&["checked:checked".to_owned()])
+            .expect("a tag");
         Self {
             plain: gap(text, id),
             tagged: gap(&vcon.outgoing(Version::Current).json, id),

@@ -43,23 +43,31 @@ use clap::{Parser, ValueEnum};
 use report::Report;
 use servers::Servers;
 
+const MORE_HELP: &str = "\
+Rates stand beside those of two floors: tight loops on as many connections as
+the daemon has lanes. A single floor does one vCon at a time, a batched one
+eight in each request, statement and sync of a directory. They know of nothing
+but the work: LMOVE, GET, SET, RPUSH and LREM; a prepared upsert; write, fsync,
+rename, fsync of the directory; two PUTs. Each measurement, of the daemon and of
+a floor, ends with a check that every vCon was announced once and stored.
+
+Ratios are medians of pairs that took turns in one run: they hold on other
+machines too, rates do not. Another program that runs meanwhile spoils both.
+
+  cargo bench --bench throughput -- acceptance
+      each promise of speed and memory, in about 8 minutes
+  cargo bench --bench throughput -- growth
+      the curves of the manual, in about 15 minutes
+  cargo bench --bench throughput -- --draw
+      draws the curves of the last run into benches/figures
+
+The figures of all tables are in target/bench/throughput.json, where a section
+that is not measured keeps its last ones.";
+
 #[derive(Parser)]
 #[command(
     about = "How near the daemon comes to the least that any reliable worker must do for the same work",
-    after_help = "\
-Tables stand beside two floors, which are tight loops on as many connections as the daemon has lanes: a single one does\n\
-one vCon at a time, a batched one eight in each request, statement and sync of a directory. Neither knows of anything but\n\
-the work: LMOVE, GET, SET, RPUSH, LREM; a prepared upsert; write, fsync, rename, fsync of the directory; two PUTs.\n\
-Each measurement, of the daemon and of a floor, ends with a check that every vCon was announced once and stored.\n\
-\n\
-Ratios are medians of pairs that took turns in one run, so they can be compared between machines and runs; rates cannot.\n\
-Run it on a machine that does nothing else: what another program takes is missing from both, but not from each alike.\n\
-\n\
-  cargo bench --bench throughput -- acceptance      what is promised of speed and memory, in about 8 minutes\n\
-  cargo bench --bench throughput -- growth          the five curves of the manual, in about 15 minutes\n\
-  cargo bench --bench throughput -- --draw          draws them from the figures of the last run, into benches/figures\n\
-\n\
-The figures of all tables are in target/bench/throughput.json; a section that is not measured keeps its last ones."
+    after_help = MORE_HELP
 )]
 struct Arguments {
     /// Measure only these; all but acceptance, scale and mixed if none is named
