@@ -1,6 +1,8 @@
-//! The simplest reliable queue: a list from which each connection moves vCons to a list of its own.
+//! The simplest reliable queue: a list from which each connection moves vCons to a list of its own. It speaks to Redis
+//! without a library, so that no cost of one is in the floor.
 
-use redis::{Cmd, Connection, Value};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 
 use super::super::document::Document;
 use super::super::servers::Servers;
@@ -39,19 +41,26 @@ pub fn processing(number: usize) -> String {
 
 /// One connection.
 pub struct Queue {
-    connection: Connection,
+    connection: BufReader<TcpStream>,
     /// The hash of the script.
     script: String,
     processing: String,
     is_large: bool,
 }
 
+/// What Redis answers.
+#[derive(Debug, PartialEq)]
+enum Answer {
+    Done,
+    Text(String),
+    Several(Vec<Answer>),
+    Nothing,
+}
+
 impl Queue {
     /// For documents like this one, one or eight at a time.
     pub fn connect(servers: &Servers, number: usize, together: usize, document: &Document) -> Self {
         assert!([1, BATCH].contains(&together));
-        let client = redis::Client::open(servers.redis.url()).expect("a URL");
-        let mut connection = client.get_connection().expect("a connection");
         let is_large = document.size() > LARGE;
         let mut script = if together == 1 { ONE } else { MANY }.to_owned();
         if is_large {
@@ -59,15 +68,21 @@ impl Queue {
                 .replace("redis.call('GET', 'vcon:' .. id)", "false")
                 .replace("redis.call('MGET', unpack(keys))", "false");
         }
-        let mut load = redis::cmd("SCRIPT");
-        load.arg("LOAD").arg(script);
-        let script = load.query(&mut connection).expect("a script");
-        Self {
-            connection,
-            script,
+        let port = servers.redis.port();
+        let connection = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+        connection.set_nodelay(true).expect("a connection");
+        let mut queue = Self {
+            connection: BufReader::with_capacity(1 << 16, connection),
+            script: String::new(),
             processing: processing(number),
             is_large,
-        }
+        };
+        queue.send(&command(&["SCRIPT", "LOAD", &script]));
+        let Answer::Text(hash) = queue.receive() else {
+            panic!("no script")
+        };
+        queue.script = hash;
+        queue
     }
 
     /// The first vCons, with their documents.
@@ -87,39 +102,55 @@ impl Queue {
     }
 
     fn turn(&mut self, from: &str, vcons: &[Taken], changed: bool) -> Vec<Taken> {
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(&self.script).arg(3);
-        call.arg(from).arg(&self.processing).arg("done");
-        for vcon in vcons {
-            call.arg(&vcon.id);
-        }
-        let mut packed = Vec::new();
-        let mut writes = 0;
+        let keys: Vec<String> = vcons.iter().map(|vcon| key(&vcon.id)).collect();
+        let (mut request, mut writes) = (Vec::new(), 0);
         if changed && self.is_large {
-            for vcon in vcons {
-                self.send_large(vcon);
+            for (key, vcon) in keys.iter().zip(vcons) {
+                self.send_large(key, &vcon.text);
                 writes += 1;
             }
         } else if changed && !vcons.is_empty() {
-            let mut write = redis::cmd("MSET");
-            for vcon in vcons {
-                write.arg(key(&vcon.id)).arg(&vcon.text);
+            let mut write = vec!["MSET"];
+            for (key, vcon) in keys.iter().zip(vcons) {
+                write.extend([key, vcon.text.as_str()]);
             }
-            write.write_packed_command(&mut packed);
+            request = command(&write);
             writes = 1;
         }
-        call.write_packed_command(&mut packed);
-        self.send(&packed);
+        let mut call = vec!["EVALSHA", &self.script, "3", from, &self.processing, "done"];
+        call.extend(vcons.iter().map(|vcon| vcon.id.as_str()));
+        request.extend(command(&call));
+        self.send(&request);
         for _ in 0..writes {
-            assert_eq!(self.receive(), Value::Okay);
+            assert_eq!(self.receive(), Answer::Done);
         }
-        let answer = self.receive();
-        self.taken(answer)
+        let Answer::Several(mut parts) = self.receive() else {
+            panic!("no answer to a script")
+        };
+        let (Some(texts), Some(ids)) = (parts.pop(), parts.pop()) else {
+            return Vec::new();
+        };
+        let ids = strings(ids);
+        let texts = if self.is_large {
+            self.get(&ids)
+        } else {
+            strings(texts)
+        };
+        assert_eq!(ids.len(), texts.len());
+        let pairs = ids.into_iter().zip(texts);
+        pairs.map(|(id, text)| Taken { id, text }).collect()
+    }
+
+    fn get(&mut self, ids: &[String]) -> Vec<String> {
+        let keys: Vec<String> = ids.iter().map(|id| key(id)).collect();
+        let mut get = vec!["MGET"];
+        get.extend(keys.iter().map(String::as_str));
+        self.send(&command(&get));
+        strings(self.receive())
     }
 
     /// Sends a document without a copy of it.
-    fn send_large(&mut self, vcon: &Taken) {
-        let (key, text) = (key(&vcon.id), &vcon.text);
+    fn send_large(&mut self, key: &str, text: &str) {
         let (name, length) = (key.len(), text.len());
         self.send(format!("*3\r\n$3\r\nSET\r\n${name}\r\n{key}\r\n${length}\r\n").as_bytes());
         self.send(text.as_bytes());
@@ -127,36 +158,40 @@ impl Queue {
     }
 
     fn send(&mut self, bytes: &[u8]) {
-        self.connection.send_packed_command(bytes).expect("Redis");
+        self.connection.get_mut().write_all(bytes).expect("Redis");
     }
 
-    fn receive(&mut self) -> Value {
-        self.connection.recv_response().expect("Redis")
-    }
-
-    fn taken(&mut self, answer: Value) -> Vec<Taken> {
-        let Value::Array(mut parts) = answer else {
-            panic!("{answer:?}")
-        };
-        let (Some(texts), Some(ids)) = (parts.pop(), parts.pop()) else {
-            return Vec::new();
-        };
-        let ids = strings(ids);
-        let texts = if self.is_large {
-            let mut get: Cmd = redis::cmd("MGET");
-            for id in &ids {
-                get.arg(key(id));
+    fn receive(&mut self) -> Answer {
+        let mut line = String::new();
+        self.connection.read_line(&mut line).expect("Redis");
+        let number = line.get(1..).and_then(|rest| rest.trim_end().parse().ok());
+        match (line.as_bytes().first(), number) {
+            (Some(b'+'), _) => Answer::Done,
+            (Some(b'$' | b'*'), Some(-1i64)) => Answer::Nothing,
+            (Some(b'$'), Some(length)) => {
+                let length = usize::try_from(length).expect("a length");
+                let mut text = vec![0; length + 2];
+                self.connection.read_exact(&mut text).expect("Redis");
+                text.truncate(length);
+                Answer::Text(String::from_utf8(text).expect("UTF-8"))
             }
-            self.send(&get.get_packed_command());
-            self.receive()
-        } else {
-            texts
-        };
-        let texts = strings(texts);
-        assert_eq!(ids.len(), texts.len());
-        let pairs = ids.into_iter().zip(texts);
-        pairs.map(|(id, text)| Taken { id, text }).collect()
+            (Some(b'*'), Some(length)) => {
+                Answer::Several((0..length).map(|_| self.receive()).collect())
+            }
+            _ => panic!("Redis: {line}"),
+        }
     }
+}
+
+/// A command as Redis reads it.
+fn command(arguments: &[&str]) -> Vec<u8> {
+    let length: usize = arguments.iter().map(|it| it.len() + 16).sum();
+    let mut request = Vec::with_capacity(length + 16);
+    write!(request, "*{}\r\n", arguments.len()).expect("memory");
+    for argument in arguments {
+        write!(request, "${}\r\n{argument}\r\n", argument.len()).expect("memory");
+    }
+    request
 }
 
 fn key(id: &str) -> String {
@@ -164,10 +199,10 @@ fn key(id: &str) -> String {
 }
 
 /// One string, or several.
-fn strings(value: Value) -> Vec<String> {
-    match value {
-        Value::BulkString(bytes) => vec![String::from_utf8(bytes).expect("UTF-8")],
-        Value::Array(values) => values.into_iter().flat_map(strings).collect(),
+fn strings(answer: Answer) -> Vec<String> {
+    match answer {
+        Answer::Text(text) => vec![text],
+        Answer::Several(answers) => answers.into_iter().flat_map(strings).collect(),
         other => panic!("{other:?}"),
     }
 }
