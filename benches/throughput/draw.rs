@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::report::last;
 
 /// Of a figure, and of the part of it that the curves have; the legend has the rest.
-const SIZE: (u32, u32) = (860, 400);
+const SIZE: (u32, u32) = (900, 400);
 const CURVES: u32 = 580;
 
 /// Colours for light and for dark paper. The image has a background of its own, so it can be read on any page; a reader
@@ -213,19 +213,19 @@ impl Figure<'_> {
             .bold_line_style(GRID.0)
             .x_label_formatter(&|x| short(*x))
             .draw()?;
+        let above = "storages, and what limits the rate at the last point";
+        legend.draw(&Text::new(above, (0, 18), ink(12, FAINT_INK)))?;
         for (at, line) in self.lines.iter().enumerate() {
             let colour = LINES[at % LINES.len()].0;
             let series = LineSeries::new(line.points.iter().copied(), colour.stroke_width(2));
             chart.draw_series(series.point_size(3))?;
-            let top = 48 + 44 * i32::try_from(at)?;
+            let top = 60 + 44 * i32::try_from(at)?;
             let stroke = PathElement::new([(0, top), (22, top)], colour.stroke_width(3));
             legend.draw(&stroke)?;
             let name = Text::new(line.name.clone(), (30, top - 8), ink(14, INK));
             legend.draw(&name)?;
-            if let Some((x, _)) = line.points.last() {
-                let limit = format!("limit at {}: {}", short(*x), line.limit);
-                legend.draw(&Text::new(limit, (30, top + 10), ink(12, FAINT_INK)))?;
-            }
+            let limit = Text::new(line.limit.clone(), (30, top + 10), ink(12, FAINT_INK));
+            legend.draw(&limit)?;
         }
         area.present()?;
         drop((chart, curves, legend, area));

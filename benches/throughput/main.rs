@@ -55,7 +55,7 @@ Ratios are medians of pairs that took turns in one run: they hold on other
 machines too, rates do not. Another program that runs meanwhile spoils both.
 
   cargo bench --bench throughput -- acceptance
-      each promise of speed and memory, in about 8 minutes
+      each promise of speed and memory, in about 6 minutes
   cargo bench --bench throughput -- growth
       the curves of the manual, in about 15 minutes
   cargo bench --bench throughput -- --draw
