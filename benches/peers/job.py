@@ -99,12 +99,13 @@ def main(enqueue, enqueue_all):
     if sys.argv[1] == "enqueue":
         enqueue_all(uuids)
         return
-    # Times each from before it is handed in until it is announced, in milliseconds.
+    # Times each from before it is handed in until it is announced, in milliseconds; for the first, clients connect.
     announced = redis.Redis.from_url(REDIS_URL)
-    for uuid in uuids:
+    for number, uuid in enumerate(uuids):
         time.sleep(min(random.expovariate(20), 0.25))
         start = time.perf_counter()
         enqueue(uuid)
         if announced.blpop([ANNOUNCED], timeout=60) is None:
             sys.exit(f"{uuid} was not announced in time")
-        print((time.perf_counter() - start) * 1e3)
+        if number > 0:
+            print((time.perf_counter() - start) * 1e3)
