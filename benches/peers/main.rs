@@ -1,6 +1,6 @@
 //! The daemon beside what people would use instead: job queues with an equivalent job on the same servers.
 //!
-//! `cargo bench --bench peers`: private servers, the real programs, about half an hour. `tests/run.sh --peers` installs
+//! `cargo bench --bench peers`: private servers, the real programs, about 40 minutes. `tests/run.sh --peers` installs
 //! them before. After `--`: `--quick` for a few minutes, names of peers for these alone. The table goes to standard
 //! output, the figures behind it to `target/bench/peers.json`.
 //!
@@ -64,7 +64,10 @@ struct Arguments {
     /// Measure only these, besides this daemon
     #[arg(value_enum)]
     peers: Vec<Peer>,
-    /// One round, fewer seconds, and a worker killed in the job without a storage alone
+    /// Measure only the job that saves to this
+    #[arg(long, value_parser = JOBS.map(|job| job.name))]
+    storage: Option<String>,
+    /// One round, fewer seconds, and a worker killed in the first job alone
     #[arg(long)]
     quick: bool,
     /// What cargo says to every benchmark
@@ -109,7 +112,7 @@ fn main() {
     } else {
         Effort {
             rounds: 3,
-            seconds: 3.0,
+            seconds: 2.0,
             probes: 100,
             kills: JOBS.len(),
             patience: Duration::from_secs(120),
@@ -117,10 +120,13 @@ fn main() {
     };
     let peers = peers(&arguments.peers);
     let servers = Servers::start();
-    let mut rows: Vec<Row> = JOBS
-        .iter()
-        .flat_map(|job| peers.iter().map(|peer| Row::of(*peer, *job)))
-        .collect();
+    let is_wanted = |job: &&Case| {
+        let only = arguments.storage.as_deref();
+        only.is_none_or(|name| name == job.name)
+    };
+    let jobs: Vec<&Case> = JOBS.iter().filter(is_wanted).collect();
+    let of_all = |job: &&Case| peers.iter().map(|peer| Row::of(*peer, **job)).collect();
+    let mut rows: Vec<Row> = jobs.iter().flat_map::<Vec<Row>, _>(of_all).collect();
     for number in 1..=effort.rounds {
         for slots in 0..SLOTS.len() {
             // Peers take turns, so that a busy moment of the machine does not fall on one alone.
@@ -130,9 +136,7 @@ fn main() {
             }
         }
     }
-    let jobs = JOBS[..effort.kills].iter().map(|job| job.name);
-    let jobs: Vec<&str> = jobs.collect();
-    for row in rows.iter_mut().filter(|row| jobs.contains(&row.job.name)) {
+    for row in rows.iter_mut().take(effort.kills * peers.len()) {
         row.kill(&servers, &effort);
     }
     show::table(&rows, &peers, effort.rounds, effort.patience);

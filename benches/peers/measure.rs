@@ -18,7 +18,7 @@ use super::usage::cpu_clock;
 const DONE: &str = "done";
 
 /// The most jobs at once: their documents have to be in memory.
-const MOST: f64 = 40_000.0;
+const MOST: usize = 40_000;
 
 /// What one round has measured.
 pub struct Round {
@@ -43,6 +43,8 @@ pub struct Killed {
     pub again: usize,
     /// Seconds from the kill until the last was announced for the first time; none where some are missing.
     pub seconds: Option<f64>,
+    /// Whether some are missing and the peer has forgotten them.
+    pub lost: bool,
 }
 
 /// Starts it, and measures its rate for about so many seconds, then so many vCons one by one.
@@ -65,8 +67,13 @@ pub fn round(
     list.wait_for_first(&mut service);
     let start = begin.elapsed().as_secs_f64();
 
-    let pace = warm_up(&site, &document, peer, shape, (&mut list, &mut service));
-    let count = (pace * seconds).clamp(shape.slots() as f64 * 10.0, MOST) as usize;
+    let pace = warm_up(
+        &site,
+        &document,
+        (peer, shape, seconds),
+        (&mut list, &mut service),
+    );
+    let count = jobs(pace, shape, seconds);
     let ids = load(servers, &document, count);
     let family = release(&site, peer, &service, &ids);
     let redis = servers.redis.pid();
@@ -110,8 +117,13 @@ pub fn killed(
     let document = Document::of_size(USUAL);
     servers.empty();
     let mut service = Service::start(&site, peer, shape);
-    warm_up(&site, &document, peer, shape, (&mut list, &mut service));
-    let jobs = (rate * 2.0).clamp(shape.slots() as f64 * 10.0, MOST) as usize;
+    warm_up(
+        &site,
+        &document,
+        (peer, shape, 0.0),
+        (&mut list, &mut service),
+    );
+    let jobs = jobs(rate, shape, 2.0);
     let ids = load(servers, &document, jobs);
     release(&site, peer, &service, &ids);
     list.wait_for(jobs / 4, &mut service);
@@ -120,7 +132,7 @@ pub fn killed(
     let begin = Instant::now();
     let mut times: HashMap<String, usize> = ids.into_iter().map(|id| (id, 0)).collect();
     let (mut all, mut again, mut seconds) = (0, 0, None);
-    loop {
+    let lost = loop {
         // First, so that what is finished afterwards is not taken for announced.
         let unfinished = peer.unfinished(&mut list.connection, shape);
         for id in list.take() {
@@ -135,21 +147,28 @@ pub fn killed(
         if all == jobs && seconds.is_none() {
             seconds = Some(begin.elapsed().as_secs_f64());
         }
-        // A peer that forgets jobs has none unfinished either: the machine is given a second.
-        let lost = unfinished == 0 && list.idle_for() > Duration::from_secs(1);
-        let settled = unfinished == 0 && (all == jobs || lost);
-        if settled || begin.elapsed() > patience {
-            break;
+        if unfinished == 0 && all == jobs || begin.elapsed() > patience {
+            break false;
+        }
+        // What it had finished a second ago is announced by now.
+        if unfinished == 0 && list.idle_for() > Duration::from_secs(1) {
+            break true;
         }
         service.tend();
         thread::sleep(Duration::from_millis(5));
-    }
+    };
     Killed {
         jobs,
         missing: jobs - all,
         again,
         seconds,
+        lost,
     }
+}
+
+/// How many jobs take so many seconds at this rate, within reason.
+fn jobs(rate: f64, shape: Shape, seconds: f64) -> usize {
+    ((rate * seconds) as usize).clamp(shape.slots() * 10, MOST)
 }
 
 /// Documents in Redis, which nobody has been told of.
@@ -159,29 +178,33 @@ fn load(servers: &Servers, document: &Document, count: usize) -> Vec<String> {
     ids
 }
 
-/// Has it do some jobs; gives how many it does in a second, roughly.
+/// Has it do jobs until some have taken half of these seconds; gives how many it does in a second, roughly.
 fn warm_up(
     site: &Site<'_>,
     document: &Document,
-    peer: Peer,
-    shape: Shape,
+    (peer, shape, seconds): (Peer, Shape, f64),
     (list, service): (&mut Announced, &mut Service<'_>),
 ) -> f64 {
-    list.clear();
-    let count = (shape.slots() * 15).max(300);
+    let mut count = (shape.slots() * 15).max(300);
+    // All of it has started when it has done these: the processes that are to be stopped below.
     let ids = load(site.servers, document, count);
-    // All of it started: the processes that are to be stopped below.
     peer.hand_in(site, &ids);
     list.wait_for(count, service);
-    list.clear();
-    let ids = load(site.servers, document, count);
-    release(site, peer, service, &ids);
-    list.wait_for(count / 10, service);
-    let begin = Instant::now();
-    list.wait_for(count, service);
-    let pace = count as f64 * 0.9 / begin.elapsed().as_secs_f64();
-    list.clear();
-    pace
+    loop {
+        list.clear();
+        let ids = load(site.servers, document, count);
+        release(site, peer, service, &ids);
+        let before = list.wait_for(count / 10, service);
+        let begin = Instant::now();
+        list.wait_for(count, service);
+        let took = begin.elapsed().as_secs_f64();
+        if took > seconds / 2.0 || count * 4 > MOST {
+            list.clear();
+            return (count - before) as f64 / took;
+        }
+        // Programs that compile what runs often are not warm yet.
+        count *= 4;
+    }
 }
 
 /// Hands in jobs while nobody works, and lets it go.

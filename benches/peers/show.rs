@@ -76,6 +76,7 @@ fn of_killed(killed: Option<&Killed>, patience: Duration) -> [String; 3] {
     };
     let seconds = match killed.seconds {
         Some(seconds) => format!("{seconds:.1}"),
+        None if killed.lost => "never".to_owned(),
         None => format!("not within {}", patience.as_secs()),
     };
     [
@@ -93,7 +94,8 @@ fn in_json(row: &Row, (half, most): (f64, f64)) -> Value {
         })
     });
     let killed = row.killed.as_ref().map(|killed| {
-        json!({"jobs": killed.jobs, "missing": killed.missing, "again": killed.again, "seconds": killed.seconds})
+        json!({"jobs": killed.jobs, "missing": killed.missing, "again": killed.again, "seconds": killed.seconds,
+            "lost": killed.lost})
     });
     json!({
         "peer": row.peer.name(), "storage": row.job.name, "rounds": rounds.collect::<Vec<_>>(),
