@@ -43,6 +43,8 @@ pub struct Killed {
     pub again: usize,
     /// Seconds from the kill until the last was announced for the first time; none where some are missing.
     pub seconds: Option<f64>,
+    /// Announced and not acknowledged at the end of the wait: they will be done again.
+    pub to_come: usize,
     /// Whether some are missing and the peer has forgotten them.
     pub lost: bool,
 }
@@ -132,7 +134,7 @@ pub fn killed(
     let begin = Instant::now();
     let mut times: HashMap<String, usize> = ids.into_iter().map(|id| (id, 0)).collect();
     let (mut all, mut again, mut seconds) = (0, 0, None);
-    let lost = loop {
+    let (unfinished, lost) = loop {
         // First, so that what is finished afterwards is not taken for announced.
         let unfinished = peer.unfinished(&mut list.connection, shape);
         for id in list.take() {
@@ -148,11 +150,11 @@ pub fn killed(
             seconds = Some(begin.elapsed().as_secs_f64());
         }
         if unfinished == 0 && all == jobs || begin.elapsed() > patience {
-            break false;
+            break (unfinished, false);
         }
         // What it had finished a second ago is announced by now.
         if unfinished == 0 && list.idle_for() > Duration::from_secs(1) {
-            break true;
+            break (unfinished, true);
         }
         service.tend();
         thread::sleep(Duration::from_millis(5));
@@ -162,6 +164,7 @@ pub fn killed(
         missing: jobs - all,
         again,
         seconds,
+        to_come: unfinished.saturating_sub(jobs - all),
         lost,
     }
 }

@@ -79,9 +79,13 @@ fn of_killed(killed: Option<&Killed>, patience: Duration) -> [String; 3] {
         None if killed.lost => "never".to_owned(),
         None => format!("not within {}", patience.as_secs()),
     };
+    let again = match killed.to_come {
+        0 => killed.again.to_string(),
+        to_come => format!("{}, {to_come} to come", killed.again),
+    };
     [
         format!("{} of {}", killed.missing, killed.jobs),
-        killed.again.to_string(),
+        again,
         seconds,
     ]
 }
@@ -95,7 +99,7 @@ fn in_json(row: &Row, (half, most): (f64, f64)) -> Value {
     });
     let killed = row.killed.as_ref().map(|killed| {
         json!({"jobs": killed.jobs, "missing": killed.missing, "again": killed.again, "seconds": killed.seconds,
-            "lost": killed.lost})
+            "to_come": killed.to_come, "lost": killed.lost})
     });
     json!({
         "peer": row.peer.name(), "storage": row.job.name, "rounds": rounds.collect::<Vec<_>>(),
