@@ -102,7 +102,8 @@ impl Peer {
         let name = self.name();
         match self {
             Self::Conserver => None,
-            Self::Bullmq | Self::Dramatiq | Self::Rq if self.libraries().is_some() => None,
+            Self::Bullmq if self.libraries().is_some() && is_in_path("node") => None,
+            Self::Dramatiq | Self::Rq if self.libraries().is_some() => None,
             Self::Bullmq | Self::Dramatiq | Self::Rq => Some(format!(
                 "{name} is missing: run `tests/run.sh --peers`, which installs it into the cache of the tests"
             )),
@@ -286,6 +287,11 @@ impl Peer {
         }
         command
     }
+}
+
+fn is_in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 /// The folder of our programs for them.
