@@ -6,6 +6,8 @@
 #   tests/run.sh holds                 one group of the end-to-end tests, in seconds: tests/e2e/holds.rs
 #   tests/run.sh holds dlq::retry      several groups, and tests of one whose names begin so
 #   tests/run.sh --test packaging      everything before the tests; then arguments that begin with - go to `cargo test`
+#   tests/run.sh --peers               runs nothing, and installs what `cargo bench --bench peers` measures besides:
+#                                      BullMQ with Node.js, dramatiq and RQ, some 50 MB more in the cache
 #
 # After the names of groups, arguments go to the tests: `tests/run.sh holds -- --nocapture`.
 #
@@ -29,6 +31,9 @@ secantusdb=secantusdb==0.7.0b3
 axe=axe-playwright-python==0.1.8
 # What modules of a deployment import.
 python_libraries=(redis==8.1.0 pymongo==4.20.1 paramiko==5.1.0)
+# What benches/peers measures beside the daemon, with the clients that their jobs use.
+peers_python=(rq==3.0.0 dramatiq==2.2.1 redis==8.1.0 hiredis==3.5.0 'psycopg[binary]==3.3.9')
+peers_node=(bullmq@6.7.0 ioredis@6.0.0 pg@8.23.1)
 
 say() { printf '\n==> %s\n' "$*"; }
 
@@ -191,7 +196,30 @@ install_python() {
   shift
   rm -rf "$cache/$folder.new"
   python3 -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --target "$cache/$folder.new" "$@"
+  rm -rf "${cache:?}/$folder"
   mv "$cache/$folder.new" "$cache/$folder"
+}
+
+# Installs what benches/peers measures beside the daemon.
+install_peers() {
+  say "Installing RQ and dramatiq into $cache"
+  install_python peers-python "${peers_python[@]}"
+  if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+    say "Installing Node.js"
+    if command -v apt-get >/dev/null; then
+      as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o APT::Sandbox::User=root install -y \
+        --no-install-recommends nodejs npm
+    elif command -v dnf >/dev/null; then
+      as_root dnf install -y nodejs npm
+    else
+      fail "install Node.js and npm by hand"
+    fi
+  fi
+  say "Installing BullMQ into $cache"
+  rm -rf "$cache/peers-node.new"
+  npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$cache/peers-node.new" "${peers_node[@]}"
+  rm -rf "$cache/peers-node"
+  mv "$cache/peers-node.new" "$cache/peers-node"
 }
 
 # Runs the end-to-end tests whose names begin with one of these, up to the arguments that begin with -.
@@ -263,6 +291,10 @@ if [ ! -e "$cache/axe.min.js" ]; then
   fetch_axe
 fi
 has_prometheus || export CONSERVER_TEST_NO_PROMETHEUS=1
+if [ "${1:-}" = --peers ]; then
+  install_peers
+  exit
+fi
 # Disks of their own for some tests, which only they see.
 unshare --user --map-root-user --mount true ||
   fail "this user may make no namespaces; on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
