@@ -294,3 +294,230 @@ impl Drop for Batch {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::panic::{self, AssertUnwindSafe};
+    use std::thread;
+
+    use chrono::NaiveDateTime;
+
+    use super::super::statements::Jsonb;
+    use super::*;
+
+    /// Longer than any wait of these tests.
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn row_of(id: Uuid, length: usize) -> Arc<NewRow> {
+        Arc::new(NewRow {
+            id,
+            version: "0.4.0",
+            created_at: NaiveDateTime::default(),
+            subject: None,
+            json: Jsonb(Arc::new("x".repeat(length))),
+        })
+    }
+
+    fn row() -> Arc<NewRow> {
+        row_of(Uuid::new_v4(), 10)
+    }
+
+    fn ids(rows: &[Arc<NewRow>]) -> Vec<Uuid> {
+        rows.iter().map(|row| row.id).collect()
+    }
+
+    /// The batch of a lane that writes at once.
+    fn batch_of(batcher: &Arc<Batcher>, row: &Arc<NewRow>) -> Batch {
+        match batcher.join(row, Deadline::NONE) {
+            Turn::Write(batch) => batch,
+            Turn::Over(outcome) => panic!("{outcome:?}"),
+        }
+    }
+
+    /// A lane that waits for the batch of another: if it is to write, that comes of its batch.
+    fn lane<'scope>(
+        scope: &'scope thread::Scope<'scope, '_>,
+        batcher: &Arc<Batcher>,
+        row: &Arc<NewRow>,
+        written: impl FnOnce(Vec<Uuid>) -> Written + Send + 'scope,
+    ) -> thread::ScopedJoinHandle<'scope, (Outcome, usize)> {
+        let (batcher, row) = (Arc::clone(batcher), Arc::clone(row));
+        scope.spawn(move || match batcher.join(&row, Deadline::NONE) {
+            Turn::Over(outcome) => (outcome, 0),
+            Turn::Write(batch) => {
+                let rows = batch.rows();
+                assert!(rows.is_sorted_by_key(|row| row.id));
+                (batch.end(&written(ids(&rows))), rows.len())
+            }
+        })
+    }
+
+    fn wait_for_waiting(batcher: &Batcher, count: usize) {
+        let begun = Instant::now();
+        while batcher.lock().waiting.len() < count {
+            assert!(begun.elapsed() < LONG, "{count} lanes wait");
+            thread::yield_now();
+        }
+    }
+
+    /// Whoever holds the turn to write, it is not this test's time that makes it too long.
+    fn hold(batcher: &Arc<Batcher>) -> Batch {
+        batch_of(batcher, &row())
+    }
+
+    #[test]
+    fn lanes_that_wait_at_the_same_time_share_a_batch_and_get_their_own_outcomes() {
+        let batcher = Arc::new(Batcher::default());
+        let held = hold(&batcher);
+        assert!(held.is_of_one());
+        let rows: Vec<Arc<NewRow>> = (0..5).map(|_| row()).collect();
+        let kept_out = rows[3].id;
+        let outcomes: Vec<(Outcome, usize)> = thread::scope(|scope| {
+            let without = |ids: Vec<Uuid>| {
+                Written::Ids(ids.into_iter().filter(|id| *id != kept_out).collect())
+            };
+            let lanes: Vec<_> = rows
+                .iter()
+                .map(|row| lane(scope, &batcher, row, without))
+                .collect();
+            wait_for_waiting(&batcher, 1);
+            drop(held);
+            lanes.into_iter().map(|it| it.join().unwrap()).collect()
+        });
+        for (index, (outcome, _)) in outcomes.iter().enumerate() {
+            let expected = if index == 3 {
+                Outcome::NotInserted
+            } else {
+                Outcome::Inserted
+            };
+            assert_eq!(*outcome, expected, "{index}");
+        }
+        let written: usize = outcomes.iter().map(|(_, rows)| rows).sum();
+        assert_eq!(written, rows.len(), "each row in one batch");
+        let state = batcher.lock();
+        assert!(state.waiting.is_empty() && state.outcomes.is_empty() && state.writer.is_none());
+    }
+
+    #[test]
+    fn nobody_waits_for_long_for_a_batch_that_does_not_come_back() {
+        let batcher = Arc::new(Batcher::default());
+        let stuck = hold(&batcher);
+        let begun = Instant::now();
+        let second = hold(&batcher);
+        let waited = begun.elapsed();
+        assert!(waited >= PATIENCE && waited < LONG, "{waited:?}");
+        // The end of the first is not that of the second.
+        drop(stuck);
+        assert!(batcher.lock().writer.is_some());
+        drop(second);
+        assert!(batcher.lock().writer.is_none());
+    }
+
+    #[test]
+    fn after_a_batch_that_failed_all_save_alone_for_a_while() {
+        for written in [Written::Failed, Written::Impossible] {
+            let batcher = Arc::new(Batcher::default());
+            let (mut held, (second, third)) = (hold(&batcher), (row(), row()));
+            thread::scope(|scope| {
+                let fail = |_| panic!("it is not its turn");
+                let in_batch = lane(scope, &batcher, &second, fail);
+                wait_for_waiting(&batcher, 1);
+                batcher.lock().fill(&mut held.members);
+                let next = lane(scope, &batcher, &third, fail);
+                wait_for_waiting(&batcher, 1);
+                held.begun = Instant::now() - LONG;
+                assert_eq!(held.end(&written), Outcome::Alone);
+                for lane in [in_batch, next] {
+                    assert_eq!(lane.join().unwrap(), (Outcome::Alone, 0));
+                }
+            });
+            let left = batcher.lock().pause_until.unwrap() - Instant::now();
+            assert!(left > LONGEST_PAUSE / 3, "{left:?}");
+            let turn = batcher.join(&row(), Deadline::NONE);
+            assert!(matches!(turn, Turn::Over(Outcome::Alone)));
+            // Then again together, and a success ends it.
+            batcher.lock().pause_until = Some(Instant::now());
+            let batch = hold(&batcher);
+            let id = ids(&batch.rows());
+            assert_eq!(batch.end(&Written::Ids(id)), Outcome::Inserted);
+            assert_eq!(batcher.lock().failures, 0);
+        }
+    }
+
+    #[test]
+    fn pauses_are_in_proportion_to_what_failed_and_double() {
+        let mut state = BatcherState::default();
+        for most in [10, 20, 40, 80] {
+            state.note_failure(Duration::from_millis(10));
+            let pause = state.pause_until.unwrap() - Instant::now();
+            assert!(pause <= Duration::from_millis(most), "{pause:?} of {most}");
+        }
+        assert_eq!(state.failures, 4);
+    }
+
+    #[test]
+    fn a_lane_that_panics_while_it_writes_leaves_nobody_waiting() {
+        let batcher = Arc::new(Batcher::default());
+        let (mut held, second) = (hold(&batcher), row());
+        thread::scope(|scope| {
+            let in_batch = lane(scope, &batcher, &second, |_| panic!("not its turn"));
+            wait_for_waiting(&batcher, 1);
+            batcher.lock().fill(&mut held.members);
+            let panicked = panic::catch_unwind(AssertUnwindSafe(move || {
+                let _batch = held;
+                panic!("inside");
+            }));
+            assert!(panicked.is_err());
+            assert_eq!(in_batch.join().unwrap(), (Outcome::Alone, 0));
+        });
+        assert!(hold(&batcher).is_of_one());
+    }
+
+    #[test]
+    fn a_batch_has_each_id_once_and_no_more_rows_than_it_may() {
+        let id = Uuid::new_v4();
+        let member = |row| Member {
+            number: 0,
+            row,
+            limit: LIMIT,
+        };
+        let mut members = vec![member(row_of(id, 10))];
+        let mut state = BatcherState::default();
+        state.waiting.push(member(row_of(id, 10)));
+        state.waiting.extend((0..MOST).map(|_| member(row())));
+        state.fill(&mut members);
+        assert_eq!(members.len(), MOST);
+        assert_eq!(state.waiting.len(), 2);
+        assert_eq!(state.waiting[0].row.id, id);
+    }
+
+    #[test]
+    fn a_long_row_goes_alone_and_the_shortest_limit_counts() {
+        let batcher = Arc::new(Batcher::default());
+        let held = hold(&batcher);
+        let long = row_of(Uuid::new_v4(), LONGEST + 1);
+        let turn = batcher.join(&long, Deadline::NONE);
+        assert!(matches!(turn, Turn::Over(Outcome::Alone)));
+        drop(held);
+        let deadline = Deadline::at(Some(Instant::now()));
+        let Turn::Write(mut batch) = batcher.join(&row_of(Uuid::new_v4(), LONGEST), deadline)
+        else {
+            panic!("it waits for nobody");
+        };
+        batch.members.push(Member {
+            number: 0,
+            row: row(),
+            limit: LIMIT,
+        });
+        assert_eq!(batch.limit(), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_trigger_that_changes_ids_does_not_have_rows_saved_twice() {
+        let batcher = Arc::new(Batcher::default());
+        let batch = hold(&batcher);
+        let other = Written::Ids(vec![Uuid::new_v4()]);
+        assert_eq!(batch.end(&other), Outcome::Inserted);
+    }
+}
