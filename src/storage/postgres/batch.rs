@@ -28,7 +28,12 @@ use crate::backoff::Backoff;
 use crate::deadline::Deadline;
 
 /// How long a lane waits for the batch of another before it writes in another session.
-const PATIENCE: Duration = Duration::from_millis(20);
+///
+/// As long as commits cost the server little but its processor, a batch is back sooner, and rows gather. A
+/// commit that waits for a disk or a standby takes longer. Then the server waits once for all that commit
+/// at the same time, and one batch after the other would get less done than lanes that write alone: with
+/// 20 ms, 8 lanes wrote 0.6 times as many rows to a disk that took 15 ms; with 0.5 to 2 ms, as many or more.
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// How long a batch may take, with its session. It ends the wait of its lanes, which then save alone.
 pub(super) const LIMIT: Duration = Duration::from_secs(2);
@@ -50,10 +55,20 @@ const SHARE: u32 = 10;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Joins the new rows of a worker's lanes.
-#[derive(Default)]
 pub(super) struct Batcher {
     state: Mutex<BatcherState>,
     changed: Condvar,
+    patience: Duration,
+}
+
+impl Default for Batcher {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            patience: PATIENCE,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -136,7 +151,7 @@ impl Batcher {
             row: Arc::clone(row),
             limit: deadline.limit(LIMIT),
         });
-        let until = now + PATIENCE;
+        let until = now + self.patience;
         let own = loop {
             if let Some(outcome) = state.outcome_of(number) {
                 return Turn::Over(outcome);
@@ -309,6 +324,14 @@ mod tests {
     /// Longer than any wait of these tests.
     const LONG: Duration = Duration::from_secs(20);
 
+    /// Its lanes wait as long as it takes.
+    fn patient() -> Arc<Batcher> {
+        Arc::new(Batcher {
+            patience: LONG,
+            ..Batcher::default()
+        })
+    }
+
     fn row_of(id: Uuid, length: usize) -> Arc<NewRow> {
         Arc::new(NewRow {
             id,
@@ -361,14 +384,14 @@ mod tests {
         }
     }
 
-    /// Whoever holds the turn to write, it is not this test's time that makes it too long.
+    /// A batch of a new row, which others wait for.
     fn hold(batcher: &Arc<Batcher>) -> Batch {
         batch_of(batcher, &row())
     }
 
     #[test]
     fn lanes_that_wait_at_the_same_time_share_a_batch_and_get_their_own_outcomes() {
-        let batcher = Arc::new(Batcher::default());
+        let batcher = patient();
         let held = hold(&batcher);
         assert!(held.is_of_one());
         let rows: Vec<Arc<NewRow>> = (0..5).map(|_| row()).collect();
@@ -381,7 +404,7 @@ mod tests {
                 .iter()
                 .map(|row| lane(scope, &batcher, row, without))
                 .collect();
-            wait_for_waiting(&batcher, 1);
+            wait_for_waiting(&batcher, rows.len());
             drop(held);
             lanes.into_iter().map(|it| it.join().unwrap()).collect()
         });
@@ -393,8 +416,9 @@ mod tests {
             };
             assert_eq!(*outcome, expected, "{index}");
         }
-        let written: usize = outcomes.iter().map(|(_, rows)| rows).sum();
-        assert_eq!(written, rows.len(), "each row in one batch");
+        let mut written: Vec<usize> = outcomes.iter().map(|(_, rows)| *rows).collect();
+        written.sort_unstable();
+        assert_eq!(written, [0, 0, 0, 0, 5], "one lane wrote for all");
         let state = batcher.lock();
         assert!(state.waiting.is_empty() && state.outcomes.is_empty() && state.writer.is_none());
     }
@@ -417,7 +441,7 @@ mod tests {
     #[test]
     fn after_a_batch_that_failed_all_save_alone_for_a_while() {
         for written in [Written::Failed, Written::Impossible] {
-            let batcher = Arc::new(Batcher::default());
+            let batcher = patient();
             let (mut held, (second, third)) = (hold(&batcher), (row(), row()));
             thread::scope(|scope| {
                 let fail = |_| panic!("it is not its turn");
@@ -458,7 +482,7 @@ mod tests {
 
     #[test]
     fn a_lane_that_panics_while_it_writes_leaves_nobody_waiting() {
-        let batcher = Arc::new(Batcher::default());
+        let batcher = patient();
         let (mut held, second) = (hold(&batcher), row());
         thread::scope(|scope| {
             let in_batch = lane(scope, &batcher, &second, |_| panic!("not its turn"));
@@ -494,7 +518,7 @@ mod tests {
 
     #[test]
     fn a_long_row_goes_alone_and_the_shortest_limit_counts() {
-        let batcher = Arc::new(Batcher::default());
+        let batcher = patient();
         let held = hold(&batcher);
         let long = row_of(Uuid::new_v4(), LONGEST + 1);
         let turn = batcher.join(&long, Deadline::NONE);
@@ -515,7 +539,7 @@ mod tests {
 
     #[test]
     fn a_trigger_that_changes_ids_does_not_have_rows_saved_twice() {
-        let batcher = Arc::new(Batcher::default());
+        let batcher = patient();
         let batch = hold(&batcher);
         let other = Written::Ids(vec![Uuid::new_v4()]);
         assert_eq!(batch.end(&other), Outcome::Inserted);
