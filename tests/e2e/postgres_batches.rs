@@ -81,7 +81,7 @@ fn rows_that_share_commits_are_the_same_rows() {
     assert_eq!(together.len(), samples.len());
     assert_eq!(together, alone);
     assert_eq!(of_each, samples.len());
-    // Usually it is a fourth or fifth of them.
+    // Usually it is less than half of them.
     assert!(commits <= samples.len() * 3 / 4, "{commits} commits");
 }
 

@@ -168,19 +168,14 @@ impl Batcher {
             state = self.wait_for(state, left);
         };
         state.writer = Some(number);
-        drop(state);
-        let mut batch = Batch {
+        let mut members = vec![own];
+        state.fill(&mut members);
+        Turn::Write(Batch {
             batcher: Arc::clone(self),
             number,
-            begun: now,
-            members: vec![own],
-        };
-        // Lanes that got their outcomes together are about to come again. Those that wait for a processor
-        // get one here and join.
-        std::thread::yield_now();
-        self.lock().fill(&mut batch.members);
-        batch.begun = Instant::now();
-        Turn::Write(batch)
+            begun: Instant::now(),
+            members,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, BatcherState> {

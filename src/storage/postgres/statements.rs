@@ -14,7 +14,7 @@
 //! has. No pooler that we know of hands them on; one that did could still exchange the process later. So the
 //! UUID is also a parameter of the insert, which compares it with that of the process each time: whichever
 //! statement of this name a process may have, for which table, it writes nothing in a process that is not
-//! ours. What follows is without a name.
+//! ours. So is the insert of several rows at once, which has no other form. What follows is without a name.
 //!
 //! # A late write does not overtake
 //!
