@@ -77,6 +77,7 @@ mod outages;
 mod page;
 mod pgbouncer;
 mod pictures;
+mod postgres_batches;
 mod postgres_faults;
 mod postgres_hosts;
 mod postgres_late;

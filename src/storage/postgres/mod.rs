@@ -25,11 +25,13 @@
 //! | `connect` | the hosts, and the ways to connect to them |
 //! | `tls` | `sslmode`, and when a server gets the password in clear text |
 //! | `wire` | the stream to the server: what a server may send, and how long a call may take |
+//! | `batch` | which new rows of a worker's lanes go together |
 //! | `session` | a connection with its statements, and the time that the server gives a statement |
 //! | `pool` | the sessions that the lanes of a worker share |
 //! | `statements` | the table, and the SQL to save, read and delete |
 //! | `errors` | what an error means: those of the server, the login or the table are waited out; data that the table does not take is refused |
 
+mod batch;
 mod connect;
 mod errors;
 mod pool;
@@ -43,6 +45,7 @@ use std::time::{Duration, Instant};
 
 use postgres::{Client, Config, Error};
 
+use self::batch::{Batch, Batcher, Outcome, Turn, Written};
 use self::connect::{Hosts, ServerAccess};
 use self::errors::{
     is_bad_data, is_cancelled, is_chance, is_crowded, is_outdated, is_the_vcons, reason, refused,
@@ -104,6 +107,8 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         Table::default()
     });
 
+    let common: Arc<Common> = options.common();
+
     let mut config = Config::new();
     hosts.add_to(&mut config);
     config
@@ -134,7 +139,9 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         statement_limit: statement_timeout + GRACE,
         meets_rows: false,
         is_slow: false,
-        pool: options.common(),
+        pool: Arc::clone(&common.pool),
+        batcher: Arc::clone(&common.batcher),
+        batches: false,
         connection_limits: Vec::new(),
         timed_calls: TimedCalls::new(),
     })
@@ -149,6 +156,13 @@ fn timeout(options: &mut Options, key: &str, default: f64) -> Duration {
     time
 }
 
+/// What the lanes of a worker have in common.
+#[derive(Default)]
+struct Common {
+    pool: Arc<Pool>,
+    batcher: Arc<Batcher>,
+}
+
 struct Postgres {
     /// What messages call it.
     server: String,
@@ -161,6 +175,9 @@ struct Postgres {
     /// The last call was too slow.
     is_slow: bool,
     pool: Arc<Pool>,
+    batcher: Arc<Batcher>,
+    /// Its new rows may go together with those of other lanes.
+    batches: bool,
     /// The limits on connections that the last check found.
     connection_limits: Vec<ConnectionLimit>,
     timed_calls: TimedCalls,
@@ -168,41 +185,32 @@ struct Postgres {
 
 impl Storage for Postgres {
     fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
-        let row = NewRow {
+        let row = Arc::new(NewRow {
             id: vcon.id.uuid(),
-            version: vcon.version.as_str().to_owned(),
+            version: vcon.version.as_str(),
             created_at: vcon.created_or_now().local,
             subject: vcon.subject.clone(),
             json: Jsonb(Arc::clone(&vcon.json)),
-        };
-        let row_first = self.meets_rows;
-        let work = move |client: &mut Client, statements: &Statements, limit: Limit| {
-            statements.save(client, &row, row_first, limit)
-        };
-        let what = format!("save vCon {}", vcon.id);
-        let call = SessionCall {
-            what: &what,
-            own: self.statement_limit,
-            deadline,
-            is_large: vcon.json.len() > LARGE,
-        };
-        match self.run(&call, Box::new(work)) {
-            Err(CallError::Server(error)) => {
-                let mut failure = self.failure(&what, &error);
-                // The server says this only in the language that it is set to.
-                if is_bad_data(&error) && has_nul(vcon) {
-                    failure.message.push_str(
-                        "; the vCon holds a NUL character (\\u0000), which PostgreSQL cannot hold",
-                    );
+        });
+        let mut row_first = self.meets_rows;
+        // Rows of other lanes wait until this lane has written its row alone.
+        let mut _alone = None;
+        if self.batches && !row_first {
+            let outcome = match self.batcher.join(&row, deadline) {
+                Turn::Over(outcome) => outcome,
+                Turn::Write(batch) if batch.is_of_one() => {
+                    _alone = Some(batch);
+                    Outcome::Alone
                 }
-                Err(failure)
-            }
-            Err(CallError::Unavailable(failure)) => Err(failure),
-            Ok(done) => {
-                self.meets_rows = matches!(done, StatementResult::Saved { had_row: true });
-                Ok(())
+                Turn::Write(batch) => self.write(batch),
+            };
+            match outcome {
+                Outcome::Inserted => return Ok(()),
+                Outcome::NotInserted => row_first = true,
+                Outcome::Alone => {}
             }
         }
+        self.save_alone(vcon, row, row_first, deadline)
     }
 
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
@@ -239,10 +247,21 @@ impl Storage for Postgres {
         }
     }
 
+    fn batch_saves(&mut self) {
+        self.batches = true;
+    }
+
     /// The longest case: wait for a session, run the statement in a stale one, open a new session, run
-    /// the statement again.
+    /// the statement again. Before that, a batch may have failed.
     fn longest_call(&self) -> Duration {
-        self.access.connect_limit + self.statement_limit.saturating_mul(2) + SESSION_WAIT
+        let alone =
+            self.access.connect_limit + self.statement_limit.saturating_mul(2) + SESSION_WAIT;
+        let in_batch = if self.batches {
+            batch::LONGEST_CALL
+        } else {
+            Duration::ZERO
+        };
+        in_batch + alone
     }
 
     /// Saves a row and rolls back. That needs a session, the table with its columns, the rights, a
@@ -315,6 +334,63 @@ impl Postgres {
             own,
             deadline,
             is_large: false,
+        }
+    }
+
+    /// Writes the rows in one statement, and returns what came of this lane's.
+    fn write(&mut self, batch: Batch) -> Outcome {
+        let limit = batch.limit();
+        let call = self.call("save vCons together", limit, Deadline::after(Some(limit)));
+        let rows = batch.rows();
+        let work = move |client: &mut Client, statements: &Statements, _: Limit| {
+            statements.insert_together(client, &rows)
+        };
+        let written = match self.run(&call, Box::new(work)) {
+            Ok(StatementResult::Inserted(ids)) => Written::Ids(ids),
+            Ok(_) => Written::Impossible,
+            Err(error) => {
+                let failure = self.failure_of(call.what, error);
+                log::debug!("{failure}; each lane saves its vCon alone");
+                Written::Failed
+            }
+        };
+        batch.end(&written)
+    }
+
+    /// Saves the vCon in a call of its own.
+    fn save_alone(
+        &mut self,
+        vcon: &Outgoing,
+        row: Arc<NewRow>,
+        row_first: bool,
+        deadline: Deadline,
+    ) -> Result<(), Failure> {
+        let work = move |client: &mut Client, statements: &Statements, limit: Limit| {
+            statements.save(client, &row, row_first, limit)
+        };
+        let what = format!("save vCon {}", vcon.id);
+        let call = SessionCall {
+            what: &what,
+            own: self.statement_limit,
+            deadline,
+            is_large: vcon.json.len() > LARGE,
+        };
+        match self.run(&call, Box::new(work)) {
+            Err(CallError::Server(error)) => {
+                let mut failure = self.failure(&what, &error);
+                // The server says this only in the language that it is set to.
+                if is_bad_data(&error) && has_nul(vcon) {
+                    failure.message.push_str(
+                        "; the vCon holds a NUL character (\\u0000), which PostgreSQL cannot hold",
+                    );
+                }
+                Err(failure)
+            }
+            Err(CallError::Unavailable(failure)) => Err(failure),
+            Ok(done) => {
+                self.meets_rows = matches!(done, StatementResult::Saved { had_row: true });
+                Ok(())
+            }
         }
     }
 

@@ -14,7 +14,7 @@
 //! has. No pooler that we know of hands them on; one that did could still exchange the process later. So the
 //! UUID is also a parameter of the insert, which compares it with that of the process each time: whichever
 //! statement of this name a process may have, for which table, it writes nothing in a process that is not
-//! ours. What follows is without a name.
+//! ours. So is the insert of several rows at once, which has no other form. What follows is without a name.
 //!
 //! # A late write does not overtake
 //!
@@ -41,8 +41,10 @@
 //! session. A row that is deleted in between is the exception: a late insert cannot tell it from one that
 //! never was.
 
+use std::cell::OnceCell;
 use std::error::Error as StdError;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use chrono::NaiveDateTime;
@@ -180,6 +182,9 @@ const ASSIGNMENTS: &str = "vcon = $2, uuid = $1, created_at = $3, updated_at = $
 
 const VALUES: &str = "VALUES ($1, $2, $1, $3, $4, $5, $6)";
 
+/// How long an insert of several rows waits for a lock.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(50);
+
 /// The statements for one table.
 pub(super) struct Statements {
     insert: String,
@@ -191,6 +196,8 @@ pub(super) struct Statements {
     delete: String,
     try_save: String,
     prepared: Option<Prepared>,
+    /// The insert of several rows, prepared when the first are there; `None` if the server does not take it.
+    together: OnceCell<Option<Statement>>,
     /// The limits of the session that the statements are prepared for.
     pub(super) limits: CallLimits,
 }
@@ -204,7 +211,7 @@ struct Prepared {
 /// What a save writes.
 pub(super) struct NewRow {
     pub(super) id: Uuid,
-    pub(super) version: String,
+    pub(super) version: &'static str,
     pub(super) created_at: NaiveDateTime,
     pub(super) subject: Option<String>,
     pub(super) json: Jsonb,
@@ -218,6 +225,8 @@ pub(super) struct Jsonb(pub(super) Arc<String>);
 pub(super) enum StatementResult {
     /// Written; whether there was a row before.
     Saved { had_row: bool },
+    /// The ids of the rows that were inserted.
+    Inserted(Vec<Uuid>),
     /// The document, if there is a row.
     Found(Option<String>),
     /// Done, with nothing to return.
@@ -261,6 +270,7 @@ impl Statements {
             delete: format!("DELETE FROM {table} AS t WHERE t.id = $1 AND {state} = $2"),
             try_save: insert(nothing, &format!("{replace} WHERE {state} <> ''")),
             prepared: None,
+            together: OnceCell::new(),
             limits: CallLimits::default(),
         }
     }
@@ -341,6 +351,78 @@ impl Statements {
             }
             tried = Some(state);
         }
+    }
+
+    /// The insert of several rows, for a process that belongs to the session `$7`. Its wait for a row that
+    /// somebody else is about to insert ends soon, so that the others do not wait with it.
+    fn insert_together_in_session(&self) -> String {
+        let lock_timeout = LOCK_TIMEOUT.as_millis();
+        let rows = format!(
+            "SELECT r.id, r.vcon, r.id, r.created_at, $4, r.subject, r.vcon_json \
+             FROM unnest($1, $2, $3, $5, $6) AS r (id, vcon, created_at, subject, vcon_json) \
+             WHERE current_setting('{SESSION}', true) = $7 \
+             AND (SELECT set_config('lock_timeout', '{lock_timeout}', true)) <> ''"
+        );
+        let insert = self.insert.replace(VALUES, &rows);
+        format!("{insert} RETURNING t.id")
+    }
+
+    /// Inserts the rows, except those whose id has a row, as one transaction. Returns
+    /// [`StatementResult::Finished`] and does nothing where that cannot be prepared.
+    pub(super) fn insert_together(
+        &self,
+        client: &mut Client,
+        rows: &[Arc<NewRow>],
+    ) -> Result<StatementResult, Error> {
+        let Some(Prepared { session, .. }) = &self.prepared else {
+            return Ok(StatementResult::Finished);
+        };
+        let Some(insert) = self.together(client)? else {
+            return Ok(StatementResult::Finished);
+        };
+        let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
+        let versions: Vec<&str> = rows.iter().map(|row| row.version).collect();
+        let created_at: Vec<NaiveDateTime> = rows.iter().map(|row| row.created_at).collect();
+        let subjects: Vec<Option<&str>> = rows.iter().map(|row| row.subject.as_deref()).collect();
+        let documents: Vec<&Jsonb> = rows.iter().map(|row| &row.json).collect();
+        let values: [&(dyn ToSql + Sync); 7] = [
+            &ids,
+            &versions,
+            &created_at,
+            &now(),
+            &subjects,
+            &documents,
+            session,
+        ];
+        let inserted = client.query(insert, &values)?;
+        let inserted: Result<Vec<Uuid>, Error> =
+            inserted.iter().map(|row| row.try_get(0)).collect();
+        inserted.map(StatementResult::Inserted)
+    }
+
+    /// The insert of several rows, prepared at the first use.
+    fn together(&self, client: &mut Client) -> Result<Option<&Statement>, Error> {
+        const TYPES: [Type; 7] = [
+            Type::UUID_ARRAY,
+            Type::TEXT_ARRAY,
+            Type::TIMESTAMP_ARRAY,
+            Type::TIMESTAMP,
+            Type::TEXT_ARRAY,
+            Type::JSONB_ARRAY,
+            Type::TEXT,
+        ];
+        if let Some(prepared) = self.together.get() {
+            return Ok(prepared.as_ref());
+        }
+        let prepared = match client.prepare_typed(&self.insert_together_in_session(), &TYPES) {
+            Ok(insert) => Some(insert),
+            Err(error) if error.as_db_error().is_some() => {
+                log::debug!("the insert of several rows could not be prepared: {error}");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(self.together.get_or_init(|| prepared).as_ref())
     }
 
     /// The document.
@@ -441,7 +523,7 @@ impl NewRow {
             .collect();
         Self {
             id: Uuid::new_v4(),
-            version: "0".to_owned(),
+            version: "0",
             created_at: now(),
             subject: None,
             json: Jsonb(Arc::new(format!("{{\"probe\":\"{noise}\"}}"))),
