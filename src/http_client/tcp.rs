@@ -1,0 +1,341 @@
+//! TCP connections of the HTTP client that ask the system for no more than a request needs: one call
+//! to see that a kept connection is still open, one to send head and body, one to receive.
+//!
+//! The client library's own connections take ten and more, as they set both time limits of the socket
+//! anew for each request, send the head by itself, and switch the socket between blocking and not
+//! blocking twice. Names, TLS, proxies and what goes over a connection stay the library's.
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use ureq::unversioned::transport::{
+    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, NextTimeout,
+    RustlsConnector, Transport,
+};
+use ureq::{Error, Timeout};
+
+/// What one of several addresses of a host gets at least.
+const LEAST_PER_ADDRESS: Duration = Duration::from_millis(10);
+
+/// Where the library's code keeps bytes that it reads by the way.
+const SCRATCH: usize = 10 << 10;
+
+/// Opens what a URL needs: a tunnel through a proxy or a [`TcpTransport`], and TLS over it.
+pub(super) fn connector() -> impl Connector {
+    ().chain(ConnectProxyConnector::default())
+        .chain(TcpConnector)
+        .chain(RustlsConnector::default())
+}
+
+/// Opens a connection unless there is one already, as that to a proxy.
+#[derive(Debug)]
+struct TcpConnector;
+
+impl<In: Transport> Connector<In> for TcpConnector {
+    type Out = Either<In, TcpTransport>;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        chained: Option<In>,
+    ) -> Result<Option<Self::Out>, Error> {
+        if let Some(transport) = chained {
+            return Ok(Some(Either::A(transport)));
+        }
+        let addresses: Vec<SocketAddr> = details.addrs.iter().copied().collect();
+        let proxy = details.config.proxy();
+        if proxy.is_some_and(|proxy| !proxy.is_no_proxy(details.uri)) {
+            // The connection through any other proxy exists by now.
+            let error = io::Error::new(
+                ErrorKind::Unsupported,
+                "SOCKS proxies are not supported: set an HTTP proxy, or none",
+            );
+            return Err(error.into());
+        }
+        let stream = connect(&addresses, details.timeout)?;
+        if details.config.no_delay() {
+            stream.set_nodelay(true)?;
+        }
+        let config = details.config;
+        Ok(Some(Either::B(TcpTransport {
+            stream,
+            buffers: SplitBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
+            longest_read: None,
+            longest_write: None,
+            is_fresh: true,
+        })))
+    }
+}
+
+/// Connects to the first address that can be reached. Each gets half of the time that is left, the last
+/// one all of it.
+fn connect(addresses: &[SocketAddr], timeout: NextTimeout) -> Result<TcpStream, Error> {
+    let limit = TimeLimit::begin(timeout);
+    let mut failed = Error::from(io::Error::from(ErrorKind::ConnectionRefused));
+    for (place, address) in addresses.iter().enumerate() {
+        let share = limit.left().map(|left| {
+            let parts = if place + 1 < addresses.len() { 2 } else { 1 };
+            (left / parts).max(LEAST_PER_ADDRESS)
+        });
+        let connected = match share {
+            Some(share) => TcpStream::connect_timeout(address, share),
+            None => TcpStream::connect(address),
+        };
+        failed = match connected {
+            Ok(stream) => return Ok(stream),
+            Err(error) => match error.kind() {
+                ErrorKind::TimedOut | ErrorKind::WouldBlock if limit.is_over() => {
+                    return Err(limit.error());
+                }
+                ErrorKind::TimedOut | ErrorKind::WouldBlock => Error::Timeout(Timeout::Connect),
+                // These are the address's, and another one may do.
+                ErrorKind::ConnectionRefused
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NetworkUnreachable
+                | ErrorKind::NetworkDown
+                | ErrorKind::AddrNotAvailable => error.into(),
+                _ => return Err(error.into()),
+            },
+        };
+    }
+    Err(failed)
+}
+
+/// A connection. What the library hands over to be sent waits until an answer is awaited or half of
+/// the buffer is full, so that the head of a request and its body go out together.
+#[derive(Debug)]
+struct TcpTransport {
+    stream: TcpStream,
+    buffers: SplitBuffers,
+    /// The time limits that the socket has now.
+    longest_read: Option<Duration>,
+    longest_write: Option<Duration>,
+    /// Whether nothing has happened since the latest answer, or since it was opened.
+    is_fresh: bool,
+}
+
+impl TcpTransport {
+    /// Sends all that waits.
+    fn flush(&mut self, timeout: NextTimeout) -> Result<(), Error> {
+        let held = std::mem::take(&mut self.buffers.held);
+        if held == 0 {
+            return Ok(());
+        }
+        let limit = TimeLimit::begin(timeout.for_write());
+        let mut rest = &self.buffers.output[..held];
+        while !rest.is_empty() {
+            limit.set(&mut self.longest_write, |longest| {
+                self.stream.set_write_timeout(longest)
+            })?;
+            match (&self.stream).write(rest) {
+                Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
+                Ok(sent) => rest = &rest[sent..],
+                Err(error) => limit.go_on_after(error)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Transport for TcpTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        self.buffers.held += amount;
+        // Half of it always is free, for the longest header.
+        if self.buffers.held > self.buffers.output.len() / 2 {
+            self.flush(timeout)?;
+        }
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        self.flush(timeout)?;
+        let limit = TimeLimit::begin(timeout.for_read());
+        loop {
+            limit.set(&mut self.longest_read, |longest| {
+                self.stream.set_read_timeout(longest)
+            })?;
+            match (&self.stream).read(self.buffers.input_append_buf()) {
+                Ok(amount) => {
+                    self.buffers.input_appended(amount);
+                    self.is_fresh = true;
+                    return Ok(amount > 0);
+                }
+                Err(error) => limit.go_on_after(error)?,
+            }
+        }
+    }
+
+    /// The library asks twice: when an answer has been read to its end, and when the connection is to be
+    /// used again. Only the second time can tell more than the answer did.
+    fn is_open(&mut self) -> bool {
+        if std::mem::take(&mut self.is_fresh) {
+            return true;
+        }
+        // There should be nothing to receive: neither an end nor bytes that belong to no answer.
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        recv(self.stream.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
+    }
+}
+
+/// The time limit of one step.
+struct TimeLimit {
+    begun: Instant,
+    time: Option<Duration>,
+    reason: Timeout,
+}
+
+impl TimeLimit {
+    fn begin(timeout: NextTimeout) -> Self {
+        Self {
+            begun: Instant::now(),
+            time: timeout.not_zero().map(|time| *time),
+            reason: timeout.reason,
+        }
+    }
+
+    /// What is left of it; never nothing, which would stand for no limit.
+    fn left(&self) -> Option<Duration> {
+        let left = self.time?.saturating_sub(self.begun.elapsed());
+        Some(left.max(Duration::from_millis(1)))
+    }
+
+    fn is_over(&self) -> bool {
+        self.time.is_some_and(|time| self.begun.elapsed() >= time)
+    }
+
+    fn error(&self) -> Error {
+        Error::Timeout(self.reason)
+    }
+
+    /// Sees to it that a call ends by this limit. A socket that has a somewhat shorter one keeps it, as the
+    /// limits of requests that follow each other differ by little: a call that ends too early is made again.
+    fn set(
+        &self,
+        now: &mut Option<Duration>,
+        set: impl FnOnce(Option<Duration>) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        let left = self.left();
+        let fits = match (left, *now) {
+            (Some(left), Some(now)) => now <= left && now >= left / 2,
+            (left, now) => left == now,
+        };
+        if !fits {
+            // A little less, so that it fits the next request too.
+            let shorter = left.map(|left| left - left / 8);
+            let is_long = left > Some(Duration::from_secs(1));
+            let longest = if is_long { shorter } else { left };
+            set(longest)?;
+            *now = longest;
+        }
+        Ok(())
+    }
+
+    /// Whether a call that failed may be made again: after a signal, or after the socket's own limit
+    /// while there is time left.
+    fn go_on_after(&self, error: io::Error) -> Result<(), Error> {
+        match error.kind() {
+            ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut
+                if self.is_over() =>
+            {
+                Err(self.error())
+            }
+            ErrorKind::Interrupted | ErrorKind::WouldBlock => Ok(()),
+            _ => Err(error.into()),
+        }
+    }
+}
+
+/// The buffers of a connection, allocated at their first use. Memory that no request has filled is never
+/// touched.
+#[derive(Debug)]
+struct SplitBuffers {
+    input: Vec<u8>,
+    input_size: usize,
+    /// The bytes `consumed..filled` of the input were received and not consumed yet.
+    consumed: usize,
+    filled: usize,
+    /// Whether the latest look at the input consumed some of it.
+    is_progress: bool,
+    output: Vec<u8>,
+    output_size: usize,
+    /// How many bytes of the output wait to be sent.
+    held: usize,
+}
+
+impl SplitBuffers {
+    fn new(input_size: usize, output_size: usize) -> Self {
+        Self {
+            input: Vec::new(),
+            input_size,
+            consumed: 0,
+            filled: 0,
+            is_progress: false,
+            output: Vec::new(),
+            output_size,
+            held: 0,
+        }
+    }
+
+    fn free_input(&mut self) -> &mut [u8] {
+        if self.input.is_empty() {
+            self.input = vec![0; self.input_size];
+        }
+        if self.consumed == self.filled {
+            (self.consumed, self.filled) = (0, 0);
+        } else if self.filled > self.input.len() / 2 {
+            self.input.copy_within(self.consumed..self.filled, 0);
+            self.filled -= self.consumed;
+            self.consumed = 0;
+        }
+        &mut self.input[self.filled..]
+    }
+}
+
+impl Buffers for SplitBuffers {
+    fn output(&mut self) -> &mut [u8] {
+        if self.output.is_empty() {
+            self.output = vec![0; self.output_size];
+        }
+        &mut self.output[self.held..]
+    }
+
+    fn input(&self) -> &[u8] {
+        &self.input[self.consumed..self.filled]
+    }
+
+    fn input_append_buf(&mut self) -> &mut [u8] {
+        self.free_input()
+    }
+
+    fn input_appended(&mut self, amount: usize) {
+        self.filled += amount;
+    }
+
+    fn input_consume(&mut self, amount: usize) {
+        self.is_progress = amount > 0;
+        self.consumed += amount;
+    }
+
+    fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
+        self.output();
+        if self.free_input().len() < SCRATCH {
+            self.input.resize(self.filled + SCRATCH, 0);
+        }
+        (
+            &mut self.input[self.filled..],
+            &mut self.output[self.held..],
+        )
+    }
+
+    fn can_use_input(&self) -> bool {
+        self.is_progress && !self.input().is_empty()
+    }
+}
