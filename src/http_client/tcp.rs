@@ -339,3 +339,191 @@ impl Buffers for SplitBuffers {
         self.is_progress && !self.input().is_empty()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use ureq::{Agent, Proxy};
+
+    use super::*;
+
+    fn within(milliseconds: u64) -> NextTimeout {
+        NextTimeout {
+            after: Duration::from_millis(milliseconds).into(),
+            ..NextTimeout::default()
+        }
+    }
+
+    /// A transport and its other side.
+    fn pair(size: usize) -> (TcpTransport, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let transport = TcpTransport {
+            stream,
+            buffers: SplitBuffers::new(size, size),
+            longest_read: None,
+            longest_write: None,
+            is_fresh: true,
+        };
+        (transport, listener.accept().unwrap().0)
+    }
+
+    fn transmit(transport: &mut TcpTransport, text: &str) {
+        transport.buffers().output()[..text.len()].copy_from_slice(text.as_bytes());
+        transport.transmit_output(text.len(), within(5000)).unwrap();
+    }
+
+    #[test]
+    fn all_parts_of_a_request_go_out_when_its_answer_is_awaited_or_the_buffer_is_half_full() {
+        let (mut transport, mut server) = pair(100);
+        let received = |server: &mut TcpStream| {
+            let mut bytes = [0; 200];
+            server.set_nonblocking(true).unwrap();
+            match server.read(&mut bytes) {
+                Ok(length) => String::from_utf8_lossy(&bytes[..length]).into_owned(),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => String::new(),
+                Err(error) => unreachable!("{error}"),
+            }
+        };
+        transmit(&mut transport, "head ");
+        transmit(&mut transport, "body");
+        assert_eq!(received(&mut server), "");
+        server.write_all(b"answer").unwrap();
+        assert!(transport.await_input(within(5000)).unwrap());
+        assert_eq!(transport.buffers().input(), b"answer");
+        assert_eq!(received(&mut server), "head body");
+
+        let long = "x".repeat(51);
+        transmit(&mut transport, &long);
+        assert_eq!(received(&mut server), long);
+    }
+
+    #[test]
+    fn input_that_is_not_consumed_yet_stays_in_front_of_what_follows() {
+        let mut buffers = SplitBuffers::new(8, 8);
+        for (text, consumed, left) in [("abcdef", 4, "ef"), ("ghij", 0, "efghij"), ("k", 7, "")] {
+            buffers.input_append_buf()[..text.len()].copy_from_slice(text.as_bytes());
+            buffers.input_appended(text.len());
+            buffers.input_consume(consumed);
+            assert_eq!(buffers.input(), left.as_bytes());
+            assert_eq!(buffers.can_use_input(), consumed > 0 && !left.is_empty());
+        }
+        let (scratch, output) = buffers.tmp_and_output();
+        assert!(scratch.len() >= SCRATCH && output.len() == 8);
+    }
+
+    #[test]
+    fn a_connection_is_looked_at_before_it_is_used_again() {
+        for sent in [None, Some(""), Some("stray")] {
+            let (mut transport, mut server) = pair(100);
+            server.write_all(b"answer").unwrap();
+            assert!(transport.await_input(within(5000)).unwrap());
+            let kept = match sent {
+                Some(text) => {
+                    server.write_all(text.as_bytes()).unwrap();
+                    drop(server);
+                    // What the server did has arrived.
+                    transport.stream.peek(&mut [0]).unwrap();
+                    None
+                }
+                None => Some(server),
+            };
+            assert!(transport.is_open(), "when the answer is read");
+            assert_eq!(transport.is_open(), kept.is_some(), "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn a_time_limit_is_kept_whatever_the_socket_has_from_the_request_before() {
+        for (before, milliseconds) in [(60_000, 100), (120, 200), (100, 150)] {
+            let (mut transport, mut server) = pair(100);
+            server.write_all(b"answer").unwrap();
+            assert!(transport.await_input(within(before)).unwrap());
+            let start = Instant::now();
+            let error = transport.await_input(within(milliseconds)).unwrap_err();
+            let took = start.elapsed();
+            assert!(matches!(error, Error::Timeout(_)), "{error}");
+            let limit = Duration::from_millis(milliseconds);
+            assert!(took >= limit && took < 20 * limit, "{before}: {took:?}");
+        }
+    }
+
+    #[test]
+    fn requests_that_follow_each_other_share_the_limit_of_the_socket() {
+        let seconds = |seconds: f64| Some(Duration::from_secs_f64(seconds));
+        for (had, left, has) in [
+            (None, 30.0, seconds(26.25)),
+            (seconds(26.25), 30.0, seconds(26.25)),
+            (seconds(26.25), 27.0, seconds(26.25)),
+            (seconds(26.25), 24.0, seconds(21.0)),
+            (seconds(26.25), 60.0, seconds(52.5)),
+            (seconds(26.25), 0.5, seconds(0.5)),
+        ] {
+            let limit = TimeLimit::begin(within((left * 1000.0) as u64));
+            let (mut now, mut set) = (had, had);
+            let apply = |longest| {
+                set = longest;
+                Ok(())
+            };
+            limit.set(&mut now, apply).unwrap();
+            assert_eq!(now, set);
+            let [now, has] = [now, has].map(Option::unwrap);
+            // A little of what was left is over.
+            assert!(
+                now <= has && now > has.mul_f64(0.95),
+                "{had:?} {left}: {now:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_for_the_other_side_is_sent_by_and_by_or_not_in_time() {
+        let (mut transport, mut server) = pair(8 << 20);
+        let fill = |transport: &mut TcpTransport| {
+            transport.buffers().output();
+            transport.transmit_output(8 << 20, within(300))
+        };
+        let error = fill(&mut transport).unwrap_err();
+        assert!(matches!(error, Error::Timeout(_)), "{error}");
+
+        let reader = thread::spawn(move || io::copy(&mut server, &mut io::sink()));
+        assert!(fill(&mut transport).is_ok());
+        drop(transport);
+        assert!(reader.join().unwrap().unwrap() > 8 << 20);
+    }
+
+    #[test]
+    fn the_next_address_is_tried() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let good = listener.local_addr().unwrap();
+        let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+        let refused = gone.local_addr().unwrap();
+        drop(gone);
+        let stream = connect(&[refused, good], within(5000)).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), good);
+        for addresses in [&[refused, refused][..], &[]] {
+            let error = connect(addresses, within(5000)).unwrap_err();
+            assert!(error.to_string().contains("refused"), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_proxy_that_is_not_understood_is_passed_by() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        for scheme in ["socks4", "socks5"] {
+            let proxy = Proxy::new(&format!("{scheme}://127.0.0.1:1")).unwrap();
+            let config = Agent::config_builder().proxy(Some(proxy)).build();
+            let agent = Agent::with_parts(
+                config,
+                connector(),
+                super::super::CachingResolver::default(),
+            );
+            let error = agent.get(format!("http://{address}/")).call().unwrap_err();
+            assert!(error.to_string().contains("SOCKS"), "{scheme}: {error}");
+        }
+    }
+}

@@ -342,8 +342,9 @@ fn save(backend: Backend, vcon: &Outgoing, deadline: Deadline) -> SaveOutcome {
         Err(payload) => {
             let why = panic_message(payload.as_ref());
             let failure = Failure::refused(format!("storage {name} panicked: {why}"));
-            // A second panic, while the broken backend is dropped, must not cut anything short either.
+            // A second panic, while what the first one left is dropped, must not cut anything short either.
             let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(storage)));
+            let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(payload)));
             (Err(failure), None)
         }
     };
@@ -606,6 +607,36 @@ mod tests {
             assert!(outcomes[1].took >= Duration::from_millis(30));
             assert!(outcomes[2].took < Duration::from_millis(30));
         }
+    }
+
+    /// A panic whose message panics too, when it is dropped.
+    struct Twice;
+
+    impl Drop for Twice {
+        fn drop(&mut self) {
+            panic!("twice");
+        }
+    }
+
+    #[test]
+    fn a_panic_that_panics_again_ends_no_thread() {
+        let (on, threads) = sync_channel(2);
+        thread::scope(|scope| {
+            let mut pool = WriterPool::new(scope);
+            let fatal = move |_: &Outgoing| {
+                on.send(thread::current().id()).unwrap();
+                panic::panic_any(Twice)
+            };
+            for _ in 0..2 {
+                pool.slowest = None;
+                let backends = vec![backend("a", |_| Ok(())), backend("b", fatal.clone())];
+                let outcomes = pool.save_all(backends, &vcon(), Deadline::NONE, true);
+                let failure = outcomes[1].result.clone().unwrap_err();
+                assert_eq!(failure.message, "storage b panicked: no message");
+            }
+        });
+        let threads: Vec<ThreadId> = threads.try_iter().collect();
+        assert!(threads[0] == threads[1] && threads[0] != thread::current().id());
     }
 
     #[test]
