@@ -3,11 +3,12 @@
 //!
 //! The client library's own connections take ten and more, as they set both time limits of the socket
 //! anew for each request, send the head by itself, and switch the socket between blocking and not
-//! blocking twice. Names, TLS, proxies and what goes over a connection stay the library's.
+//! blocking twice. TLS, proxies and what goes over a connection stay the library's.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -28,7 +29,7 @@ const SCRATCH: usize = 10 << 10;
 pub(super) fn connector() -> impl Connector {
     ().chain(ConnectProxyConnector::default())
         .chain(TcpConnector)
-        .chain(RustlsConnector::default())
+        .chain(TlsConnector::default())
 }
 
 /// Opens a connection unless there is one already, as that to a proxy.
@@ -103,6 +104,60 @@ fn connect(addresses: &[SocketAddr], timeout: NextTimeout) -> Result<TcpStream, 
         };
     }
     Err(failed)
+}
+
+/// Puts TLS over a connection to an `https` URL. Reads the system's authorities once for all connections of a
+/// minute, and resumes their sessions; after a failure, and later, the authorities may be others.
+///
+/// The library by itself would read them for each connection, as each request brings a time limit of its own,
+/// and could bring other authorities too.
+#[derive(Debug, Default)]
+struct TlsConnector(Mutex<Option<(Instant, Arc<RustlsConnector>)>>);
+
+/// For how long the authorities that were read count.
+const TRUSTED: Duration = Duration::from_secs(60);
+
+impl<In: Transport> Connector<In> for TlsConnector {
+    type Out = <RustlsConnector as Connector<In>>::Out;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        chained: Option<In>,
+    ) -> Result<Option<Self::Out>, Error> {
+        let latest = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let connector = match &mut *latest() {
+            Some((since, connector)) if since.elapsed() < TRUSTED => Arc::clone(connector),
+            old => {
+                let new = Arc::new(RustlsConnector::default());
+                *old = Some((Instant::now(), Arc::clone(&new)));
+                new
+            }
+        };
+        let mut addrs = details.resolver.empty();
+        details
+            .addrs
+            .iter()
+            .for_each(|address| addrs.push(*address));
+        let of_agent = ConnectionDetails {
+            // No request has authorities of its own.
+            request_level: false,
+            uri: details.uri,
+            addrs,
+            config: details.config,
+            resolver: details.resolver,
+            now: details.now,
+            timeout: details.timeout,
+            current_time: Arc::clone(&details.current_time),
+            run_connector: Arc::clone(&details.run_connector),
+            register_shutdown: Arc::clone(&details.register_shutdown),
+        };
+        let connected = connector.connect(&of_agent, chained);
+        if connected.is_err() {
+            *latest() = None;
+        }
+        connected
+    }
 }
 
 /// A connection. What the library hands over to be sent waits until an answer is awaited or half of
