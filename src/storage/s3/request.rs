@@ -17,7 +17,6 @@ use s3::request::blocking::AttoRequest;
 use s3::signing::{self, HmacSha256};
 use s3::{Bucket, Region};
 use sha2::digest::Mac as _;
-use std::fmt::Write as _;
 use std::time::Duration;
 use ureq::http::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue};
 use ureq::{Agent, AsSendBody, http};
@@ -166,14 +165,7 @@ impl Signer {
         // `x-amz-date` takes its place.
         headers.remove(DATE);
         let url = format!("{}/{}", self.url, signing::uri_encode(key, false));
-        let names = signing::signed_header_string(&headers);
-        let canonical = {
-            let (method, path) = (verb.method(), path_of(&url));
-            let digest = headers.get("x-amz-content-sha256");
-            let digest = digest.map_or(Ok(""), HeaderValue::to_str)?;
-            let lines = signing::canonical_header_string(&headers)?;
-            format!("{method}\n{path}\n\n{lines}\n\n{names}\n{digest}")
-        };
+        let (names, canonical) = canonical(verb.method(), path_of(&url), &headers)?;
         let time = request.datetime;
         let day = time.unix_timestamp().div_euclid(24 * 60 * 60);
         let mut hmac = match &self.of_day {
@@ -188,7 +180,9 @@ impl Signer {
         hmac.update(signing::string_to_sign(&time, &self.region, &canonical)?.as_bytes());
         let mut signature = String::with_capacity(64);
         for byte in hmac.finalize().into_bytes() {
-            let _ = write!(signature, "{byte:02x}");
+            for digit in [byte >> 4, byte & 15] {
+                signature.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+            }
         }
         let authorization =
             signing::authorization_header(&self.key_id, &time, &self.region, &names, &signature)?;
@@ -202,6 +196,27 @@ impl Signer {
 pub(super) fn sign_at(bucket: &Bucket, key: &str, time: i64) -> Result<SignedRequest, S3Error> {
     let mut signer = Signer::new(Box::new(bucket.clone()))?;
     signer.sign_as_at(key, &Verb::Get(EXPLANATION), Some(time))
+}
+
+/// Returns the names of the headers, all of which are signed, and the text of a request without a query that
+/// its signature is made of.
+fn canonical(method: &str, path: &str, headers: &HeaderMap) -> Result<(String, String), S3Error> {
+    let mut sorted = Vec::with_capacity(headers.len());
+    for (name, value) in headers {
+        // Names are in lower case.
+        sorted.push((name.as_str(), value.to_str()?.trim()));
+    }
+    sorted.sort_unstable();
+    let (mut names, mut text) = (String::new(), [method, "\n", path, "\n\n"].concat());
+    for (name, value) in sorted {
+        let between = if names.is_empty() { "" } else { ";" };
+        names.extend([between, name]);
+        text.extend([name, ":", value, "\n"]);
+    }
+    let digest = headers.get("x-amz-content-sha256");
+    let digest = digest.map_or(Ok(""), HeaderValue::to_str)?;
+    text.extend(["\n", &names, "\n", digest]);
+    Ok((names, text))
 }
 
 /// Returns the part of a URL after its host.
