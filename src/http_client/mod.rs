@@ -4,6 +4,7 @@
 //! trying again. Messages name a URL without its user, password and query.
 
 mod status;
+mod tcp;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -25,7 +26,7 @@ use ureq::http::uri::Scheme;
 use ureq::http::{HeaderMap, HeaderValue, Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, Body};
 
 use crate::deadline::Limit;
@@ -156,11 +157,7 @@ pub fn agent_that_trusts(trust: &Trust) -> Agent {
         .http_status_as_error(false)
         .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
         .build();
-    Agent::with_parts(
-        config,
-        DefaultConnector::default(),
-        CachingResolver::default(),
-    )
+    Agent::with_parts(config, tcp::connector(), CachingResolver::default())
 }
 
 /// Looks names up, and remembers the last one for [`FRESH`].

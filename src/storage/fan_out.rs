@@ -9,18 +9,21 @@
 //! ```text
 //! lane         save_all ──► save to the slowest ────────────► outcomes
 //!                 │ job                                          ▲
-//! store-a  waits ─┴───────► save ──────► waits                   │ outcome, with the backend
+//! store-a  waits ─┴───────► save ──────► waits                   │ outcomes, with the backends
 //! store-b  waits ─┴───────► save ──► waits ──────────────────────┘
 //! ```
+//!
+//! A save by another thread costs one wake-up. The outcome is left where the lane finds it; only the last
+//! one wakes the lane, if it waits by then.
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
-use std::thread::{self, Scope};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Scope, Thread};
 use std::time::{Duration, Instant};
-
-use crossbeam_channel::{Sender, bounded};
+use std::{io, mem};
 
 use super::Storage;
 use crate::deadline::Deadline;
@@ -56,9 +59,24 @@ pub struct SaveOutcome {
 /// The threads that save beside a lane's own, each for one backend.
 pub struct WriterPool<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
-    writers: HashMap<Arc<str>, Sender<SaveJob>>,
+    writers: HashMap<Arc<str>, Writer>,
     /// The storage that took longest last time.
     slowest: Option<Arc<str>>,
+}
+
+/// A thread that saves to one backend, as its lane sees it.
+struct Writer {
+    thread: Thread,
+    inbox: Arc<Mutex<Inbox>>,
+}
+
+/// What a [`Writer`] is to do.
+enum Inbox {
+    /// Nothing yet.
+    Empty,
+    Job(SaveJob, Report),
+    /// Nothing any more: its thread has ended, or is to end.
+    Closed,
 }
 
 struct SaveJob {
@@ -67,8 +85,18 @@ struct SaveJob {
     deadline: Deadline,
     /// Its place among the outcomes.
     place: usize,
-    done: Sender<(usize, SaveOutcome)>,
 }
+
+/// The outcomes of the other threads for one vCon, and the lane that waits for them.
+struct Outcomes {
+    done: Mutex<Vec<(usize, SaveOutcome)>>,
+    /// How many reports are still to come.
+    awaited: AtomicUsize,
+    lane: Thread,
+}
+
+/// What the lane waits for. Counts as given once it is dropped, also by a panic.
+struct Report(Arc<Outcomes>);
 
 impl<'scope, 'env> WriterPool<'scope, 'env> {
     /// A pool without threads yet. All of them end with the scope, for which the pool must be
@@ -110,7 +138,8 @@ impl<'scope, 'env> WriterPool<'scope, 'env> {
         let of_lane = backends.iter().any(|it| it.storage.reads_redis());
         let own = slowest.filter(|_| !of_lane);
         let own = own.unwrap_or(if of_lane { usize::MAX } else { 0 });
-        let (done, outcomes) = bounded(names.len());
+        let mut slots: Vec<Option<SaveOutcome>> = names.iter().map(|_| None).collect();
+        let others = Arc::new(Outcomes::of_lane(names.len()));
         let mut ours = Vec::new();
         for (place, backend) in backends.into_iter().enumerate() {
             let job = SaveJob {
@@ -118,20 +147,18 @@ impl<'scope, 'env> WriterPool<'scope, 'env> {
                 backend,
                 deadline,
                 place,
-                done: done.clone(),
             };
             if place == own || job.backend.storage.reads_redis() {
                 ours.push(job);
-            } else if let Err(job) = self.hand_over(job) {
+            } else if let Err(job) = self.hand_over(job, &others) {
                 // The system has no thread to give.
                 ours.push(job);
             }
         }
-        drop(done);
-        ours.into_iter().for_each(SaveJob::run);
-
-        let mut slots: Vec<Option<SaveOutcome>> = names.iter().map(|_| None).collect();
-        for (place, outcome) in outcomes {
+        for (place, outcome) in ours.into_iter().map(SaveJob::run) {
+            slots[place] = Some(outcome);
+        }
+        for (place, outcome) in others.wait() {
             slots[place] = Some(outcome);
         }
         let outcomes = names.into_iter().zip(slots);
@@ -145,40 +172,148 @@ impl<'scope, 'env> WriterPool<'scope, 'env> {
 
     /// Hands the job to the backend's thread, or to a new one if that has ended because it was idle.
     /// Returns the job if no thread can be started.
-    fn hand_over(&mut self, job: SaveJob) -> Result<(), SaveJob> {
-        let name = Arc::clone(&job.backend.name);
-        let job = match self.writers.get(&name) {
-            Some(writer) => match writer.send(job) {
+    fn hand_over(&mut self, job: SaveJob, outcomes: &Arc<Outcomes>) -> Result<(), SaveJob> {
+        let job = match self.writers.get(&job.backend.name) {
+            Some(writer) => match writer.give(job, outcomes) {
                 Ok(()) => return Ok(()),
-                Err(unsent) => unsent.into_inner(),
+                Err(job) => job,
             },
             None => job,
         };
-        // Zero capacity: a job is taken only by a thread that is waiting for it.
-        let (jobs, todo) = bounded::<SaveJob>(0);
+        let name = Arc::clone(&job.backend.name);
+        let Ok(writer) = Writer::start(self.scope, &name) else {
+            return Err(job);
+        };
+        let given = writer.give(job, outcomes);
+        self.writers.insert(name, writer);
+        given
+    }
+}
+
+impl Drop for WriterPool<'_, '_> {
+    fn drop(&mut self) {
+        for writer in self.writers.values() {
+            writer.close();
+        }
+    }
+}
+
+impl Writer {
+    fn start<'scope>(scope: &'scope Scope<'scope, '_>, backend: &str) -> io::Result<Self> {
+        let inbox = Arc::new(Mutex::new(Inbox::Empty));
+        let jobs = Jobs(Arc::clone(&inbox));
         let work = move || {
-            while let Ok(job) = todo.recv_timeout(IDLE) {
-                job.run();
+            while let Some((job, report)) = jobs.next() {
+                report.give(job.run());
             }
         };
-        let thread = thread::Builder::new().name(thread_name(&name));
-        if thread.spawn_scoped(self.scope, work).is_err() {
+        let thread = thread::Builder::new().name(thread_name(backend));
+        let thread = thread.spawn_scoped(scope, work)?;
+        Ok(Self {
+            thread: thread.thread().clone(),
+            inbox,
+        })
+    }
+
+    /// Gives it a job, or returns that if the thread has ended.
+    fn give(&self, job: SaveJob, outcomes: &Arc<Outcomes>) -> Result<(), SaveJob> {
+        let mut inbox = locked(&self.inbox);
+        if matches!(*inbox, Inbox::Closed) {
             return Err(job);
         }
-        let sent = jobs.send(job).map_err(|unsent| unsent.into_inner());
-        self.writers.insert(name, jobs);
-        sent
+        *inbox = Inbox::Job(job, outcomes.expect_report());
+        drop(inbox);
+        self.thread.unpark();
+        Ok(())
+    }
+
+    /// Has the thread end.
+    fn close(&self) {
+        *locked(&self.inbox) = Inbox::Closed;
+        self.thread.unpark();
+    }
+}
+
+/// The jobs of one thread. Once they are dropped, also by a panic, nobody gives it another.
+struct Jobs(Arc<Mutex<Inbox>>);
+
+impl Jobs {
+    /// Waits for the next job; returns `None` if there is to be none, or was none for [`IDLE`].
+    fn next(&self) -> Option<(SaveJob, Report)> {
+        let end = Instant::now() + IDLE;
+        loop {
+            let mut inbox = locked(&self.0);
+            let left = end.saturating_duration_since(Instant::now());
+            match mem::replace(&mut *inbox, Inbox::Empty) {
+                Inbox::Job(job, report) => return Some((job, report)),
+                Inbox::Empty if !left.is_zero() => {}
+                Inbox::Empty | Inbox::Closed => {
+                    *inbox = Inbox::Closed;
+                    return None;
+                }
+            }
+            drop(inbox);
+            thread::park_timeout(left);
+        }
+    }
+}
+
+impl Drop for Jobs {
+    fn drop(&mut self) {
+        *locked(&self.0) = Inbox::Closed;
     }
 }
 
 impl SaveJob {
-    fn run(self) {
-        let outcome = save(self.backend, &self.vcon, self.deadline);
-        // Dropped first, so that the lane can free a large document as soon as it has the outcome.
-        drop(self.vcon);
-        // Fails only if the lane is gone, by a panic.
-        let _ = self.done.send((self.place, outcome));
+    /// Returns the outcome and its place among the others.
+    fn run(self) -> (usize, SaveOutcome) {
+        // Dropped before the lane has the outcome, so that it can free a large document at once.
+        let vcon = self.vcon;
+        (self.place, save(self.backend, &vcon, self.deadline))
     }
+}
+
+impl Outcomes {
+    /// Those that the calling lane waits for.
+    fn of_lane(most: usize) -> Self {
+        Self {
+            done: Mutex::new(Vec::with_capacity(most)),
+            awaited: AtomicUsize::new(0),
+            lane: thread::current(),
+        }
+    }
+
+    fn expect_report(self: &Arc<Self>) -> Report {
+        self.awaited.fetch_add(1, Ordering::Relaxed);
+        Report(Arc::clone(self))
+    }
+
+    /// Waits for all reports, and returns the outcomes there are.
+    fn wait(&self) -> Vec<(usize, SaveOutcome)> {
+        while self.awaited.load(Ordering::Acquire) > 0 {
+            thread::park();
+        }
+        mem::take(&mut *locked(&self.done))
+    }
+}
+
+impl Report {
+    fn give(self, outcome: (usize, SaveOutcome)) {
+        locked(&self.0.done).push(outcome);
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if self.0.awaited.fetch_sub(1, Ordering::Release) == 1 {
+            self.0.lane.unpark();
+        }
+    }
+}
+
+/// No panic leaves anything half done behind these locks.
+fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl SaveOutcome {
@@ -207,8 +342,9 @@ fn save(backend: Backend, vcon: &Outgoing, deadline: Deadline) -> SaveOutcome {
         Err(payload) => {
             let why = panic_message(payload.as_ref());
             let failure = Failure::refused(format!("storage {name} panicked: {why}"));
-            // A second panic, while the broken backend is dropped, must not cut anything short either.
+            // A second panic, while what the first one left is dropped, must not cut anything short either.
             let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(storage)));
+            let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(payload)));
             (Err(failure), None)
         }
     };
@@ -431,9 +567,7 @@ mod tests {
             let mut pool = WriterPool::new(scope);
             let outcomes = pool.save_all(backends.into(), &vcon(), Deadline::NONE, true);
             // As if they had been idle for too long.
-            for writer in pool.writers.values_mut() {
-                *writer = bounded(0).0;
-            }
+            pool.writers.values().for_each(Writer::close);
             pool.slowest = None;
             let outcomes = pool.save_all(lent_again(outcomes), &vcon(), Deadline::NONE, true);
             assert!(outcomes.iter().all(|outcome| outcome.result.is_ok()));
@@ -473,6 +607,36 @@ mod tests {
             assert!(outcomes[1].took >= Duration::from_millis(30));
             assert!(outcomes[2].took < Duration::from_millis(30));
         }
+    }
+
+    /// A panic whose message panics too, when it is dropped.
+    struct Twice;
+
+    impl Drop for Twice {
+        fn drop(&mut self) {
+            panic!("twice");
+        }
+    }
+
+    #[test]
+    fn a_panic_that_panics_again_ends_no_thread() {
+        let (on, threads) = sync_channel(2);
+        thread::scope(|scope| {
+            let mut pool = WriterPool::new(scope);
+            let fatal = move |_: &Outgoing| {
+                on.send(thread::current().id()).unwrap();
+                panic::panic_any(Twice)
+            };
+            for _ in 0..2 {
+                pool.slowest = None;
+                let backends = vec![backend("a", |_| Ok(())), backend("b", fatal.clone())];
+                let outcomes = pool.save_all(backends, &vcon(), Deadline::NONE, true);
+                let failure = outcomes[1].result.clone().unwrap_err();
+                assert_eq!(failure.message, "storage b panicked: no message");
+            }
+        });
+        let threads: Vec<ThreadId> = threads.try_iter().collect();
+        assert!(threads[0] == threads[1] && threads[0] != thread::current().id());
     }
 
     #[test]

@@ -31,7 +31,7 @@ use ureq::Agent;
 
 #[cfg(any(test, fuzzing))]
 pub(super) use self::request::fuzz;
-use self::request::{RequestError, S3Answer, Verb, advice, is_the_vcons, send};
+use self::request::{RequestError, S3Answer, Signer, Verb, advice, is_the_vcons, send};
 use super::Storage;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
@@ -70,7 +70,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         if in_path {
             bucket.set_path_style();
         }
-        Some(bucket)
+        Signer::new(bucket).ok()
     });
     Box::new(S3 {
         bucket,
@@ -147,7 +147,7 @@ fn credentials(options: &mut Options) -> Option<Credentials> {
 #[derive(Clone)]
 struct S3 {
     /// `None` after a fault in the options.
-    bucket: Option<Box<Bucket>>,
+    bucket: Option<Signer>,
     /// What stands before every key: nothing, or a text with a slash at its end.
     prefix: String,
     timeout: Duration,
@@ -235,7 +235,7 @@ impl S3 {
     /// Returns the day that the pointer names before a save; `None` if there is no pointer, it holds
     /// no day, or the server refuses to return it. If the cause is the bucket or the keys, the write
     /// that follows fails for it too.
-    fn former_day(&self, id: &VconId, limit: Limit) -> Result<Option<String>, Failure> {
+    fn former_day(&mut self, id: &VconId, limit: Limit) -> Result<Option<String>, Failure> {
         let key = self.pointer_key(id);
         let answer = self.request(&key, &POINTER, limit)?;
         if answer.status >= 500 || matches!(answer.status, 408 | 429) {
@@ -293,7 +293,7 @@ impl S3 {
     }
 
     /// Whether an object is there, as far as it may be read.
-    fn is_there(&self, key: &str, limit: Limit) -> Result<bool, Failure> {
+    fn is_there(&mut self, key: &str, limit: Limit) -> Result<bool, Failure> {
         let answer = self.request(key, &Verb::Head, limit)?;
         match answer.status {
             200..300 => Ok(true),
@@ -304,7 +304,7 @@ impl S3 {
     }
 
     /// The day of a vCon's document, by its pointer.
-    fn day(&self, id: &VconId, limit: Limit) -> Result<Option<String>, Failure> {
+    fn day(&mut self, id: &VconId, limit: Limit) -> Result<Option<String>, Failure> {
         let key = self.pointer_key(id);
         let Some(text) = self.text(&key, &POINTER, limit)? else {
             return Ok(None);
@@ -318,7 +318,12 @@ impl S3 {
     }
 
     /// Reads an object by this verb.
-    fn text(&self, key: &str, verb: &Verb<'_>, limit: Limit) -> Result<Option<String>, Failure> {
+    fn text(
+        &mut self,
+        key: &str,
+        verb: &Verb<'_>,
+        limit: Limit,
+    ) -> Result<Option<String>, Failure> {
         let answer = self.request(key, verb, limit)?;
         if answer.is_missing() {
             return Ok(None);
@@ -353,7 +358,7 @@ impl S3 {
         Err(self.failure(&verb, key, &answer))
     }
 
-    fn remove(&self, key: &str, limit: Limit) -> Result<(), Failure> {
+    fn remove(&mut self, key: &str, limit: Limit) -> Result<(), Failure> {
         let answer = self.request(key, &Verb::Delete, limit)?;
         if answer.is_success() || answer.is_missing() {
             return Ok(());
@@ -361,12 +366,12 @@ impl S3 {
         Err(self.failure(&Verb::Delete, key, &answer))
     }
 
-    fn request(&self, key: &str, verb: &Verb<'_>, limit: Limit) -> Result<S3Answer, Failure> {
-        let Some(bucket) = &self.bucket else {
+    fn request(&mut self, key: &str, verb: &Verb<'_>, limit: Limit) -> Result<S3Answer, Failure> {
+        let Some(signer) = &mut self.bucket else {
             let message = self.message(verb, key);
             return Err(Failure::transient(format!("{message}: no credentials")));
         };
-        send(&self.agent, bucket, key, verb, limit.left()).map_err(|error| {
+        send(&self.agent, signer, key, verb, limit.left()).map_err(|error| {
             let message = self.message(verb, key);
             Failure::transient(match error {
                 RequestError::Send(ureq::Error::Timeout(_)) => {
@@ -400,7 +405,7 @@ impl S3 {
 
     fn message(&self, verb: &Verb<'_>, key: &str) -> String {
         let what = verb.name();
-        let place = self.bucket.as_ref().map(|b| b.url()).unwrap_or_default();
+        let place = self.bucket.as_ref().map_or("", Signer::url);
         format!("S3: could not {what} {place}/{key}")
     }
 }

@@ -14,7 +14,8 @@ use s3::command::Command;
 use s3::error::S3Error;
 use s3::request::Request as _;
 use s3::request::blocking::AttoRequest;
-use s3::{Bucket, signing};
+use s3::signing::{self, HmacSha256};
+use s3::{Bucket, Region};
 use sha2::digest::Mac as _;
 use std::time::Duration;
 use ureq::http::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue};
@@ -62,16 +63,16 @@ impl Verb<'_> {
 
 /// Signs one request, sends it and reads the answer, up to its limit.
 ///
-/// The S3 library makes the signature. Its own transport has no TLS here, keeps no connection, and drops
-/// the body that says why a write was refused.
+/// The S3 library's own transport has no TLS here, keeps no connection, and drops the body that says why a
+/// write was refused.
 pub(super) fn send(
     agent: &Agent,
-    bucket: &Bucket,
+    signer: &mut Signer,
     key: &str,
     verb: &Verb<'_>,
     limit: Duration,
 ) -> Result<S3Answer, RequestError> {
-    let SignedRequest { url, headers } = sign(bucket, key, verb)?;
+    let SignedRequest { url, headers } = signer.sign(key, verb)?;
     let mut request = http::Request::builder().method(verb.method()).uri(url);
     if let Some(place) = request.headers_mut() {
         *place = headers;
@@ -90,51 +91,132 @@ pub(super) struct SignedRequest {
     pub(super) headers: HeaderMap,
 }
 
-/// Signs a request for the object with exactly this key.
+/// Makes signed requests for the objects of one bucket.
 ///
-/// To S3 a key is any text: slashes at its beginning, empty folders and folders called `.` and
-/// `..` are parts of its name. The library drops one slash at the beginning, so it gets one more.
-/// Its URLs resolve `.` and `..`, so this module signs such a key itself.
-pub(super) fn sign(bucket: &Bucket, key: &str, verb: &Verb<'_>) -> Result<SignedRequest, S3Error> {
-    let command = match *verb {
-        Verb::Get(_) => Command::GetObject,
-        Verb::Head => Command::HeadObject,
-        Verb::Put(content) => Command::PutObject {
-            content,
-            content_type: CONTENT_TYPE,
-            custom_headers: None,
-            multipart: None,
-        },
-        Verb::Delete => Command::DeleteObject,
-    };
-    let path = format!("/{key}");
-    let request = AttoRequest::new(bucket, &path, command)?;
-    finish(&request, verb)
+/// The S3 library makes the headers and all parts of a signature. What is the same in all requests, or in
+/// all of a day, is made once: the URL of the bucket and the key that signs. The library would make them
+/// for each request, and hash the body twice.
+#[derive(Clone)]
+pub(super) struct Signer {
+    /// Has no secret key: for such a bucket the library makes headers without a signature.
+    bucket: Box<Bucket>,
+    url: String,
+    region: Region,
+    key_id: String,
+    secret_key: String,
+    of_day: Option<(i64, HmacSha256)>,
 }
 
-fn finish(request: &AttoRequest<'_>, verb: &Verb<'_>) -> Result<SignedRequest, S3Error> {
-    let mut headers = request.headers()?;
-    let encoded = signing::uri_encode(request.path, false);
-    let url = format!("{}{encoded}", request.bucket.url());
-    let path = path_of(&url);
-    if path != request.url()?.path() {
-        headers.remove(AUTHORIZATION);
-        // Never signed, as `x-amz-date` takes its place.
-        headers.remove(DATE);
-        let authorization = authorize(request, verb.method(), path, &headers)?;
-        headers.insert(AUTHORIZATION, authorization);
+impl Signer {
+    pub(super) fn new(mut bucket: Box<Bucket>) -> Result<Self, S3Error> {
+        let mut credentials = bucket.credentials()?;
+        let (key_id, secret_key) = (
+            credentials.access_key.clone(),
+            credentials.secret_key.take(),
+        );
+        bucket.set_credentials(credentials);
+        Ok(Self {
+            url: bucket.url(),
+            region: bucket.region(),
+            bucket,
+            key_id: key_id.unwrap_or_default(),
+            secret_key: secret_key.unwrap_or_default(),
+            of_day: None,
+        })
     }
-    Ok(SignedRequest { url, headers })
+
+    /// The URL of the bucket.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Signs a request for the object with exactly this key.
+    ///
+    /// To S3 a key is any text: slashes at its beginning, empty folders and folders called `.` and
+    /// `..` are parts of its name. The library's URLs would resolve `.` and `..`.
+    pub(super) fn sign(&mut self, key: &str, verb: &Verb<'_>) -> Result<SignedRequest, S3Error> {
+        self.sign_as_at(key, verb, None)
+    }
+
+    /// Signs it as at another time than now, in seconds since 1970.
+    fn sign_as_at(
+        &mut self,
+        key: &str,
+        verb: &Verb<'_>,
+        at: Option<i64>,
+    ) -> Result<SignedRequest, S3Error> {
+        let command = match *verb {
+            Verb::Get(_) => Command::GetObject,
+            Verb::Head => Command::HeadObject,
+            Verb::Put(content) => Command::PutObject {
+                content,
+                content_type: CONTENT_TYPE,
+                custom_headers: None,
+                multipart: None,
+            },
+            Verb::Delete => Command::DeleteObject,
+        };
+        let mut request = AttoRequest::new(&self.bucket, key, command)?;
+        if let Some(at) = at {
+            let ago = request.datetime.unix_timestamp().abs_diff(at);
+            request.datetime -= Duration::from_secs(ago);
+        }
+        let mut headers = request.headers()?;
+        // `x-amz-date` takes its place.
+        headers.remove(DATE);
+        let url = format!("{}/{}", self.url, signing::uri_encode(key, false));
+        let (names, canonical) = canonical(verb.method(), path_of(&url), &headers)?;
+        let time = request.datetime;
+        let day = time.unix_timestamp().div_euclid(24 * 60 * 60);
+        let mut hmac = match &self.of_day {
+            Some((it, hmac)) if *it == day => hmac.clone(),
+            _ => {
+                let key = signing::signing_key(&time, &self.secret_key, &self.region, "s3")?;
+                let hmac = HmacSha256::new_from_slice(&key)?;
+                self.of_day = Some((day, hmac.clone()));
+                hmac
+            }
+        };
+        hmac.update(signing::string_to_sign(&time, &self.region, &canonical)?.as_bytes());
+        let mut signature = String::with_capacity(64);
+        for byte in hmac.finalize().into_bytes() {
+            for digit in [byte >> 4, byte & 15] {
+                signature.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+            }
+        }
+        let authorization =
+            signing::authorization_header(&self.key_id, &time, &self.region, &names, &signature)?;
+        headers.insert(AUTHORIZATION, authorization.parse()?);
+        Ok(SignedRequest { url, headers })
+    }
 }
 
 /// Signs a request for an object as at this time, in seconds since 1970.
 #[cfg(test)]
 pub(super) fn sign_at(bucket: &Bucket, key: &str, time: i64) -> Result<SignedRequest, S3Error> {
-    let path = format!("/{key}");
-    let mut request = AttoRequest::new(bucket, &path, Command::GetObject)?;
-    let later = request.datetime.unix_timestamp() - time;
-    request.datetime -= Duration::from_secs(later.unsigned_abs());
-    finish(&request, &Verb::Get(EXPLANATION))
+    let mut signer = Signer::new(Box::new(bucket.clone()))?;
+    signer.sign_as_at(key, &Verb::Get(EXPLANATION), Some(time))
+}
+
+/// Returns the names of the headers, all of which are signed, and the text of a request without a query that
+/// its signature is made of.
+fn canonical(method: &str, path: &str, headers: &HeaderMap) -> Result<(String, String), S3Error> {
+    let mut sorted = Vec::with_capacity(headers.len());
+    for (name, value) in headers {
+        // Names are in lower case.
+        sorted.push((name.as_str(), value.to_str()?.trim()));
+    }
+    sorted.sort_unstable();
+    let (mut names, mut text) = (String::new(), [method, "\n", path, "\n\n"].concat());
+    for (name, value) in sorted {
+        let between = if names.is_empty() { "" } else { ";" };
+        names.extend([between, name]);
+        text.extend([name, ":", value, "\n"]);
+    }
+    let digest = headers.get("x-amz-content-sha256");
+    let digest = digest.map_or(Ok(""), HeaderValue::to_str)?;
+    text.extend(["\n", &names, "\n", digest]);
+    Ok((names, text))
 }
 
 /// Returns the part of a URL after its host.
@@ -142,35 +224,6 @@ fn path_of(url: &str) -> &str {
     let host = url.find("://").map_or(0, |at| at + 3);
     let path = url[host..].find('/').map_or(url.len(), |at| host + at);
     &url[path..]
-}
-
-/// Returns the header that signs a request without a query: all its headers, and its path as it is.
-fn authorize(
-    request: &AttoRequest<'_>,
-    method: &str,
-    path: &str,
-    headers: &HeaderMap,
-) -> Result<HeaderValue, S3Error> {
-    let (bucket, time) = (request.bucket(), request.datetime());
-    let region = bucket.region();
-    let digest = headers.get("x-amz-content-sha256");
-    let digest = digest.map_or(Ok(""), HeaderValue::to_str)?;
-    let names = signing::signed_header_string(headers);
-    let lines = signing::canonical_header_string(headers)?;
-    let canonical = format!("{method}\n{path}\n\n{lines}\n\n{names}\n{digest}");
-    let secret = bucket.secret_key()?.unwrap_or_default();
-    let key = signing::signing_key(&time, &secret, &region, "s3")?;
-    let mut hmac = signing::HmacSha256::new_from_slice(&key)?;
-    hmac.update(signing::string_to_sign(&time, &region, &canonical)?.as_bytes());
-    let signature: String = hmac
-        .finalize()
-        .into_bytes()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let id = bucket.access_key()?.unwrap_or_default();
-    let header = signing::authorization_header(&id, &time, &region, &names, &signature)?;
-    Ok(header.parse()?)
 }
 
 fn run(
