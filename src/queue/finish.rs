@@ -8,6 +8,8 @@
 //! Several lanes of a worker share one call (`finish_and_claim_many.lua`) if there is nothing unusual about
 //! their vCons.
 
+use std::sync::Arc;
+
 use redis::{Cmd, Value};
 
 use super::claim::Claimed;
@@ -16,6 +18,10 @@ use super::requests::{Arguments, LaneRequest, LaneScript, SharedCall};
 use super::{Claim, DocumentFormat, Queue, QueueError, Reason, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
+
+/// How long the beginning of a document stays in Redis to be compared, in milliseconds: the script that compares it goes
+/// with it, and removes it.
+const COMPARED_FOR: &[u8] = b"10000";
 
 /// What to do at the end of a vCon.
 #[derive(Debug, Clone)]
@@ -92,6 +98,13 @@ pub enum Finished {
     },
 }
 
+/// The part of a shared call that stays the same as long as these lists do.
+pub(super) struct SharedHead {
+    lists: Vec<ListName>,
+    egress: Vec<ListName>,
+    arguments: Arc<Arguments>,
+}
+
 impl Queue {
     /// Finishes a vCon and ends its claim.
     ///
@@ -121,7 +134,13 @@ impl Queue {
                 self.on_error(QueueError::UnexpectedReply("finishing several vCons"))
             })?;
             let finished = shared_outcome(outcome, next).map_err(|error| self.on_error(error))?;
-            if let Some((finished, next)) = finished {
+            if let SharedOutcome::Unusual { refusal: Some(why) } = &finished {
+                log::debug!(
+                    "Redis refuses to edit a document, so it gets the whole text from now on: {why}"
+                );
+                self.can_edit = false;
+            }
+            if let SharedOutcome::Finished(finished, next) = finished {
                 let next = next.map(|next| self.claimed_by_many(token, next, document, lists));
                 return Ok((finished, next));
             }
@@ -151,17 +170,68 @@ impl Queue {
 
     /// This lane's part of a call of `finish_and_claim_many.lua`. `next` is the token of its next claim.
     fn shared_call(
-        &self,
+        &mut self,
         claim: &Claim,
         finish: &Finish<'_>,
         lists: &[ListName],
         next: &[u8],
     ) -> SharedCall {
+        let head = self.shared_head(lists, finish.egress);
+        let mut own = Arguments::default();
+        own.arg(self.lane_id.lane.to_string().as_bytes());
+        // A UUID is always JSON.
+        let rest = [&*after_token(&claim.list), b"\"", &claim.entry, b"\"}"].concat();
+        own.arg(&[&*claim.token, &rest].concat()).arg(next);
+        own.arg(finish.id.as_str().as_bytes());
+        let mut before = None;
+        match finish.document {
+            None => {
+                own.arg(b"no");
+            }
+            Some(Replacement { base, text, .. }) => match text {
+                None => {
+                    own.arg(b"is").arg(base.as_bytes());
+                }
+                Some(text) => match Edit::between(base, text).filter(|_| self.can_edit) {
+                    Some(edit) => {
+                        let key = keys::compared_key(&self.lane_id, next);
+                        own.arg(b"edit")
+                            .arg(edit.first.len().to_string().as_bytes());
+                        own.arg(edit.old).arg(edit.new).arg(key.as_bytes());
+                        let mut set = Arguments::default();
+                        set.arg(b"SET").arg(key.as_bytes()).arg(edit.first);
+                        before = Some(set.arg(b"PX").arg(COMPARED_FOR).clone());
+                    }
+                    None => {
+                        own.arg(b"put").arg(base.as_bytes()).arg(text.as_bytes());
+                    }
+                },
+            },
+        }
+        SharedCall {
+            command: "EVALSHA",
+            script: Arc::clone(self.scripts.of(LaneScript::FinishAndClaimMany).hash()),
+            keys: 3 + lists.len() + finish.egress.len(),
+            head,
+            own,
+            before,
+            then: self.can_sort.then(|| Arc::clone(&self.lane_keys.get_taken)),
+        }
+    }
+
+    /// What the lane's calls with these lists have in common: made once, as long as the lists stay the same.
+    fn shared_head(&mut self, lists: &[ListName], egress: &[ListName]) -> Arc<Arguments> {
+        if let Some(head) = &self.shared_head
+            && head.lists == lists
+            && head.egress == egress
+        {
+            return Arc::clone(&head.arguments);
+        }
         let (lane, lease) = (&self.lane_keys, &self.lease);
         let mut head = Arguments::default();
         head.arg(lane.claims.as_bytes()).arg(lane.lease.as_bytes());
         head.arg(lane.taken.as_bytes());
-        for list in lists.iter().chain(finish.egress) {
+        for list in lists.iter().chain(egress) {
             head.arg(list.as_str().as_bytes());
         }
         head.arg(lease.record.as_bytes());
@@ -170,31 +240,13 @@ impl Queue {
         for list in lists {
             head.arg(&after_token(list));
         }
-        let mut own = Arguments::default();
-        own.arg(self.lane_id.lane.to_string().as_bytes());
-        // A UUID is always JSON.
-        let rest = [&*after_token(&claim.list), b"\"", &claim.entry, b"\"}"].concat();
-        own.arg(&[&*claim.token, &rest].concat()).arg(next);
-        own.arg(finish.id.as_str().as_bytes());
-        match finish.document {
-            None => own.arg(b"no"),
-            Some(Replacement { base, text, .. }) => match text {
-                None => own.arg(b"is").arg(base.as_bytes()),
-                Some(text) => own.arg(b"put").arg(base.as_bytes()).arg(text.as_bytes()),
-            },
-        };
-        SharedCall {
-            command: "EVALSHA",
-            script: self
-                .scripts
-                .of(LaneScript::FinishAndClaimMany)
-                .hash()
-                .to_owned(),
-            keys: 3 + lists.len() + finish.egress.len(),
-            head,
-            own,
-            then: self.can_sort.then(|| lane.get_taken.clone()),
-        }
+        let arguments = Arc::new(head);
+        self.shared_head = Some(SharedHead {
+            lists: lists.to_owned(),
+            egress: egress.to_owned(),
+            arguments: Arc::clone(&arguments),
+        });
+        arguments
     }
 
     /// Finishes. With `lists`, claims the next entry of these in the same step. Returns the outcome of the
@@ -354,16 +406,67 @@ fn of_lane(reply: Value) -> Option<[Value; 3]> {
     }
 }
 
-/// Reads what `finish_and_claim_many.lua` returned for a lane; `None` if it left the vCon to `finish.lua`.
-fn shared_outcome(
-    outcome: Value,
-    next: Value,
-) -> Result<Option<(Finished, Option<Value>)>, QueueError> {
+/// What `finish_and_claim_many.lua` has done for a lane.
+enum SharedOutcome {
+    /// It has finished the vCon, or has found that it cannot be; the next claim, if that was made.
+    Finished(Finished, Option<Value>),
+    /// Nothing: `finish.lua` has to do it. The server's error if it refused an edit.
+    Unusual { refusal: Option<String> },
+}
+
+/// Reads what `finish_and_claim_many.lua` returned for a lane.
+fn shared_outcome(outcome: Value, next: Value) -> Result<SharedOutcome, QueueError> {
     if matches!(&outcome, Value::BulkString(it) if it == b"unusual") {
-        return Ok(None);
+        let refusal = match next {
+            Value::BulkString(error) => Some(String::from_utf8_lossy(&error).into_owned()),
+            _ => None,
+        };
+        return Ok(SharedOutcome::Unusual { refusal });
     }
     let (finished, next) = self::outcome(Value::Array(vec![outcome, next]))?;
-    Ok(Some((finished, next.filter(|next| *next != Value::Nil))))
+    let next = next.filter(|next| *next != Value::Nil);
+    Ok(SharedOutcome::Finished(finished, next))
+}
+
+/// How a text becomes another: the beginning stays, and the rest is replaced by one that is not shorter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Edit<'a> {
+    /// What stays.
+    first: &'a [u8],
+    /// What follows that in the old text.
+    old: &'a [u8],
+    /// What follows it in the new one.
+    new: &'a [u8],
+}
+
+impl<'a> Edit<'a> {
+    /// The edit that makes `new` of `old`. `None` if nothing is gained by it, as the texts differ from early on, and if the
+    /// new one is shorter: the server can lengthen a text in place, and cannot cut it.
+    fn between(old: &'a str, new: &'a str) -> Option<Self> {
+        let (old, new) = (old.as_bytes(), new.as_bytes());
+        let (first, rest) = old.split_at(common(old, new));
+        let edit = Self {
+            first,
+            old: rest,
+            new: &new[first.len()..],
+        };
+        let through_the_script = 2 * edit.old.len() + edit.new.len();
+        (new.len() >= old.len() && !first.is_empty() && through_the_script < old.len())
+            .then_some(edit)
+    }
+}
+
+/// How many bytes at their beginning two texts have in common. Most are compared in long pieces.
+fn common(one: &[u8], other: &[u8]) -> usize {
+    let most = one.len().min(other.len());
+    let (mut same, mut piece) = (0, 256);
+    while piece > 0 {
+        while same + piece <= most && one[same..same + piece] == other[same..same + piece] {
+            same += piece;
+        }
+        piece /= 4;
+    }
+    same
 }
 
 /// Whether `finish.lua` found a document that is too large for it.
@@ -401,5 +504,57 @@ fn outcome(reply: Value) -> Result<(Finished, Option<Value>), QueueError> {
             }
         }
         _ => Err(QueueError::UnexpectedReply("a finish")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The beginning that stays, and what follows it in the old and in the new text.
+    fn edited<'a>(old: &'a str, new: &'a str) -> Option<[&'a str; 3]> {
+        let edit = Edit::between(old, new)?;
+        Some([edit.first, edit.old, edit.new].map(|part| std::str::from_utf8(part).unwrap_or("?")))
+    }
+
+    #[test]
+    fn an_edit_leaves_the_beginning_that_both_texts_have() {
+        let long = "x".repeat(1000);
+        let of = |end: &str| format!("{long}{end}");
+        for (old, new, expected) in [
+            (of(""), of(""), [&*long, "", ""]),
+            (of("]}"), of(",1]}"), [&*long, "]}", ",1]}"]),
+            (of("a"), of("b"), [&*long, "a", "b"]),
+            (of(""), of("y"), [&*long, "", "y"]),
+        ] {
+            assert_eq!(edited(&old, &new), Some(expected));
+        }
+        for (old, new) in [
+            // It would leave the end of the longer text.
+            (of("ab"), of("a")),
+            // Most of the text differs.
+            (format!("a{long}"), format!("b{long}")),
+            (of(""), of(&long)),
+            (String::new(), long.clone()),
+            (String::new(), String::new()),
+        ] {
+            assert_eq!(edited(&old, &new), None, "{old} {new}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn an_edit_makes_the_new_text_of_the_old_one(
+            first in "[ab\u{e9}]{0,700}", old in "[ab]{0,40}", new in "[ab]{0,40}",
+        ) {
+            let (old, new) = (format!("{first}{old}"), format!("{first}{new}"));
+            if let Some(edit) = Edit::between(&old, &new) {
+                proptest::prop_assert_eq!([edit.first, edit.old].concat(), old.as_bytes());
+                proptest::prop_assert_eq!([edit.first, edit.new].concat(), new.as_bytes());
+                proptest::prop_assert!(edit.new.len() >= edit.old.len());
+            } else {
+                proptest::prop_assert!(new.len() < old.len() || first.len() < 120);
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! The Lua scripts spell some of these names out themselves; a key that is renamed here is renamed there.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::requests::Arguments;
 use crate::config::ListName;
@@ -28,7 +29,7 @@ pub(super) struct LaneKeys {
     pub taken: String,
     /// The command that gets the documents of the first entries of `taken`, each behind its entry. Its
     /// last argument, the number of entries, is missing.
-    pub get_taken: Arguments,
+    pub get_taken: Arc<Arguments>,
 }
 
 impl LaneKeys {
@@ -38,10 +39,21 @@ impl LaneKeys {
             claims: lane_id.claims_key(),
             lease: instance_key(&lane_id.instance),
             workers: workers_key(&lane_id.instance),
-            get_taken: get_documents(&taken),
+            get_taken: Arc::new(get_documents(&taken)),
             taken,
         }
     }
+}
+
+/// The key under which the beginning of a document is compared, while the lane requests the claim with this token. No
+/// other request uses it.
+pub(super) fn compared_key(lane: &LaneId, token: &[u8]) -> String {
+    let since = token.iter().filter(|byte| byte.is_ascii_digit());
+    let since: String = since.take(16).map(|byte| char::from(*byte)).collect();
+    format!(
+        "conserver:compared:{}:{}:{}:{since}",
+        lane.instance, lane.worker, lane.lane
+    )
 }
 
 /// `SORT` does not sort if the pattern after `BY` has no asterisk.

@@ -5,10 +5,12 @@
 -- ARGV: 1 the record of our lease, 2 the time to live that a document gets once less than half of it is left, 3 the
 --       number of ingress lists, then for each what stands between the token and the entry in the record of a claim,
 --       then for each lane: lane, the record of its claim, the token of its next one, the UUID to announce, and for its
---       document 'no', or 'is' with the text that must stand there, or 'put' with that and the text to write.
+--       document 'no', or 'is' with the text that must stand there, or 'put' with that and the text to write, or 'edit'
+--       with the number of bytes at its beginning that stay, the rest that must stand there, the rest to write, which is
+--       not shorter, and the key that holds the beginning.
 -- Returns two values for each lane. The first is 1 if the vCon is finished, 2 if it is and its document had been
 -- deleted meanwhile, 0 if the lane no longer holds the claim, 'changed', 'unwritten', or 'unusual'. With 'unwritten',
--- the second is the error. With 1 and 2, it is the entry claimed from the first list, '' if all lists are empty, {list,
+-- the second is the error; with 'unusual', that of an edit that the server refuses. With 1 and 2, it is the entry claimed from the first list, '' if all lists are empty, {list,
 -- entry, context, kind, fault, deaths} if there is more to tell, or nil if the lane has to ask for a claim alone. list
 -- is the number of a list, 0 if all are empty. kind is 'look' if the lane has to ask for this claim again, or 'string'.
 -- Documents are not returned here: `SORT` gets them for the first entries of the list of claimed entries, one for each
@@ -30,7 +32,7 @@ while ARGV[at] do
   count = count + 1
   lanes[count], first[count] = ARGV[at], at
   local how = ARGV[at + 4]
-  at = at + (how == 'no' and 5 or how == 'is' and 6 or 7)
+  at = at + (how == 'edit' and 9 or how == 'no' and 5 or how == 'is' and 6 or 7)
 end
 -- `HMGET` takes twice the time of `HGET`.
 local held = count == 1 and {call('HGET', KEYS[1], lanes[1])} or call('HMGET', KEYS[1], unpack(lanes))
@@ -39,6 +41,9 @@ local held = count == 1 and {call('HGET', KEYS[1], lanes[1])} or call('HMGET', K
 local answers = {nil, nil, nil, nil, nil, nil, nil, nil}
 local done, ids, finished = {nil, nil, nil, nil}, {nil, nil, nil, nil}, 0
 local is_kept
+-- What goes through a script is copied and hashed, byte by byte: that of a document costs more than all else that is
+-- done for a vCon. So of one that is edited no more than the end does. The beginning is compared by `BITOP`.
+local beginnings = {nil, nil, nil, nil}
 for i = 1, count do
   local at = first[i]
   local id, how = ARGV[at + 3], ARGV[at + 4]
@@ -47,6 +52,29 @@ for i = 1, count do
     -- The lane still holds its claim if the record begins with its token.
     local token = ARGV[at + 1]:match('^{"since":[%d.]+,"by":"[^"]*"') or ''
     outcome = held[i] and held[i]:sub(1, #token) == token and 'unusual' or 0
+  elseif how == 'edit' then
+    local key, kept, rest, beginning = 'vcon:' .. id, ARGV[at + 5], ARGV[at + 6], ARGV[at + 8]
+    if is_kept == nil then is_kept = call('EXISTS', 'conserver:progress', 'conserver:foreign') > 0 end
+    beginnings[#beginnings + 1] = beginning
+    -- If another text stands there, that may be the new one, from an earlier try.
+    outcome = 'unusual'
+    local size = pcall('STRLEN', key)
+    if size == 0 then
+      if call('EXISTS', key) == 0 then outcome = 2 end
+    elseif size == kept + #rest and not is_kept and (rest == '' or pcall('GETRANGE', key, kept, -1) == rest) then
+      -- Bits that are the same in both texts become 0.
+      local done = pcall('BITOP', 'XOR', beginning, key, beginning)
+      if type(done) == 'number' then done = pcall('BITCOUNT', beginning, 0, kept - 1) end
+      if done == 0 then
+        -- Unlike `SET`, it keeps the time to live.
+        done = pcall('SETRANGE', key, kept, ARGV[at + 7])
+        if type(done) == 'number' then outcome = 1 end
+      end
+      if type(done) == 'table' then
+        refusal = done.err
+        if refusal:find('OOM') then outcome = 'unwritten' end
+      end
+    end
   elseif how ~= 'no' then
     local key = 'vcon:' .. id
     local now, text = pcall('GET', key), ARGV[at + 6]
@@ -78,6 +106,8 @@ for i = 1, count do
     done[finished], ids[finished] = i, id
   end
 end
+
+if #beginnings > 0 then pcall('DEL', unpack(beginnings)) end
 
 local wanted = 0
 if finished > 0 then
