@@ -14,13 +14,14 @@ use redis::{Cmd, Value};
 
 use super::claim::Claimed;
 use super::documents::{Comparison, Replacement, replacing, watched};
+use super::keys::ComparedKeys;
 use super::requests::{Arguments, LaneRequest, LaneScript, SharedCall};
 use super::{Claim, DocumentFormat, Queue, QueueError, Reason, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
 
-/// How long the beginning of a document stays in Redis to be compared, in milliseconds: the script that compares it goes
-/// with it, and removes it.
+/// How long a text stays in Redis to be compared with a document, or to replace it, in milliseconds. The script that does
+/// that goes with it, and leaves none.
 const COMPARED_FOR: &[u8] = b"10000";
 
 /// What to do at the end of a vCon.
@@ -136,9 +137,9 @@ impl Queue {
             let finished = shared_outcome(outcome, next).map_err(|error| self.on_error(error))?;
             if let SharedOutcome::Unusual { refusal: Some(why) } = &finished {
                 log::debug!(
-                    "Redis refuses to edit a document, so it gets the whole text from now on: {why}"
+                    "Redis refuses to compare documents, which its scripts do from now on: {why}"
                 );
-                self.can_edit = false;
+                self.can_compare = false;
             }
             if let SharedOutcome::Finished(finished, next) = finished {
                 let next = next.map(|next| self.claimed_by_many(token, next, document, lists));
@@ -183,30 +184,31 @@ impl Queue {
         let rest = [&*after_token(&claim.list), b"\"", &claim.entry, b"\"}"].concat();
         own.arg(&[&*claim.token, &rest].concat()).arg(next);
         own.arg(finish.id.as_str().as_bytes());
-        let mut before = None;
+        let mut before = Vec::new();
         match finish.document {
             None => {
                 own.arg(b"no");
             }
-            Some(Replacement { base, text, .. }) => match text {
-                None => {
-                    own.arg(b"is").arg(base.as_bytes());
-                }
-                Some(text) => match Edit::between(base, text).filter(|_| self.can_edit) {
-                    Some(edit) => {
-                        let key = keys::compared_key(&self.lane_id, next);
-                        own.arg(b"edit")
-                            .arg(edit.first.len().to_string().as_bytes());
-                        own.arg(edit.old).arg(edit.new).arg(key.as_bytes());
+            Some(Replacement { base, text, .. }) if self.can_compare => {
+                let keys = ComparedKeys::of(&self.lane_id, next);
+                own.arg(if text.is_some() { b"swap" } else { b"same" });
+                own.arg(base.len().to_string().as_bytes());
+                for (key, text) in [(keys.base, Some(base)), (keys.draft, text)] {
+                    if let Some(text) = text {
+                        own.arg(key.as_bytes());
                         let mut set = Arguments::default();
-                        set.arg(b"SET").arg(key.as_bytes()).arg(edit.first);
-                        before = Some(set.arg(b"PX").arg(COMPARED_FOR).clone());
+                        set.arg(b"SET").arg(key.as_bytes()).arg(text.as_bytes());
+                        set.arg(b"PX").arg(COMPARED_FOR);
+                        before.push(set);
                     }
-                    None => {
-                        own.arg(b"put").arg(base.as_bytes()).arg(text.as_bytes());
-                    }
-                },
-            },
+                }
+            }
+            Some(Replacement { base, text, .. }) => {
+                own.arg(if text.is_some() { b"put" } else { b"is" });
+                for text in [Some(base), text].into_iter().flatten() {
+                    own.arg(text.as_bytes());
+                }
+            }
         }
         SharedCall {
             command: "EVALSHA",
@@ -410,7 +412,7 @@ fn of_lane(reply: Value) -> Option<[Value; 3]> {
 enum SharedOutcome {
     /// It has finished the vCon, or has found that it cannot be; the next claim, if that was made.
     Finished(Finished, Option<Value>),
-    /// Nothing: `finish.lua` has to do it. The server's error if it refused an edit.
+    /// Nothing: `finish.lua` has to do it. The server's error if it refused the way to compare the document.
     Unusual { refusal: Option<String> },
 }
 
@@ -426,47 +428,6 @@ fn shared_outcome(outcome: Value, next: Value) -> Result<SharedOutcome, QueueErr
     let (finished, next) = self::outcome(Value::Array(vec![outcome, next]))?;
     let next = next.filter(|next| *next != Value::Nil);
     Ok(SharedOutcome::Finished(finished, next))
-}
-
-/// How a text becomes another: the beginning stays, and the rest is replaced by one that is not shorter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Edit<'a> {
-    /// What stays.
-    first: &'a [u8],
-    /// What follows that in the old text.
-    old: &'a [u8],
-    /// What follows it in the new one.
-    new: &'a [u8],
-}
-
-impl<'a> Edit<'a> {
-    /// The edit that makes `new` of `old`. `None` if nothing is gained by it, as the texts differ from early on, and if the
-    /// new one is shorter: the server can lengthen a text in place, and cannot cut it.
-    fn between(old: &'a str, new: &'a str) -> Option<Self> {
-        let (old, new) = (old.as_bytes(), new.as_bytes());
-        let (first, rest) = old.split_at(common(old, new));
-        let edit = Self {
-            first,
-            old: rest,
-            new: &new[first.len()..],
-        };
-        let through_the_script = 2 * edit.old.len() + edit.new.len();
-        (new.len() >= old.len() && !first.is_empty() && through_the_script < old.len())
-            .then_some(edit)
-    }
-}
-
-/// How many bytes at their beginning two texts have in common. Most are compared in long pieces.
-fn common(one: &[u8], other: &[u8]) -> usize {
-    let most = one.len().min(other.len());
-    let (mut same, mut piece) = (0, 256);
-    while piece > 0 {
-        while same + piece <= most && one[same..same + piece] == other[same..same + piece] {
-            same += piece;
-        }
-        piece /= 4;
-    }
-    same
 }
 
 /// Whether `finish.lua` found a document that is too large for it.
@@ -504,57 +465,5 @@ fn outcome(reply: Value) -> Result<(Finished, Option<Value>), QueueError> {
             }
         }
         _ => Err(QueueError::UnexpectedReply("a finish")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The beginning that stays, and what follows it in the old and in the new text.
-    fn edited<'a>(old: &'a str, new: &'a str) -> Option<[&'a str; 3]> {
-        let edit = Edit::between(old, new)?;
-        Some([edit.first, edit.old, edit.new].map(|part| std::str::from_utf8(part).unwrap_or("?")))
-    }
-
-    #[test]
-    fn an_edit_leaves_the_beginning_that_both_texts_have() {
-        let long = "x".repeat(1000);
-        let of = |end: &str| format!("{long}{end}");
-        for (old, new, expected) in [
-            (of(""), of(""), [&*long, "", ""]),
-            (of("]}"), of(",1]}"), [&*long, "]}", ",1]}"]),
-            (of("a"), of("b"), [&*long, "a", "b"]),
-            (of(""), of("y"), [&*long, "", "y"]),
-        ] {
-            assert_eq!(edited(&old, &new), Some(expected));
-        }
-        for (old, new) in [
-            // It would leave the end of the longer text.
-            (of("ab"), of("a")),
-            // Most of the text differs.
-            (format!("a{long}"), format!("b{long}")),
-            (of(""), of(&long)),
-            (String::new(), long.clone()),
-            (String::new(), String::new()),
-        ] {
-            assert_eq!(edited(&old, &new), None, "{old} {new}");
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn an_edit_makes_the_new_text_of_the_old_one(
-            first in "[ab\u{e9}]{0,700}", old in "[ab]{0,40}", new in "[ab]{0,40}",
-        ) {
-            let (old, new) = (format!("{first}{old}"), format!("{first}{new}"));
-            if let Some(edit) = Edit::between(&old, &new) {
-                proptest::prop_assert_eq!([edit.first, edit.old].concat(), old.as_bytes());
-                proptest::prop_assert_eq!([edit.first, edit.new].concat(), new.as_bytes());
-                proptest::prop_assert!(edit.new.len() >= edit.old.len());
-            } else {
-                proptest::prop_assert!(new.len() < old.len() || first.len() < 120);
-            }
-        }
     }
 }

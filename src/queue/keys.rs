@@ -45,15 +45,31 @@ impl LaneKeys {
     }
 }
 
-/// The key under which the beginning of a document is compared, while the lane requests the claim with this token. No
-/// other request uses it.
-pub(super) fn compared_key(lane: &LaneId, token: &[u8]) -> String {
-    let since = token.iter().filter(|byte| byte.is_ascii_digit());
-    let since: String = since.take(16).map(|byte| char::from(*byte)).collect();
-    format!(
-        "conserver:compared:{}:{}:{}:{since}",
-        lane.instance, lane.worker, lane.lane
-    )
+/// Where the texts of a document stand while a lane requests the claim with this token. No other request uses these keys.
+pub(super) struct ComparedKeys {
+    /// The text that must stand under the document's key.
+    pub base: String,
+    /// The text that replaces it.
+    pub draft: String,
+}
+
+impl ComparedKeys {
+    pub fn of(lane: &LaneId, token: &[u8]) -> Self {
+        let digits = token.iter().filter(|byte| byte.is_ascii_digit());
+        let since: String = digits.take(16).map(|byte| char::from(*byte)).collect();
+        let key = |what: &str| {
+            let LaneId {
+                instance,
+                worker,
+                lane,
+            } = lane;
+            format!("conserver:{what}:{instance}:{worker}:{lane}:{since}")
+        };
+        Self {
+            base: key("compared"),
+            draft: key("new"),
+        }
+    }
 }
 
 /// `SORT` does not sort if the pattern after `BY` has no asterisk.

@@ -151,8 +151,8 @@ pub struct Queue {
     was_small_string: bool,
     /// False once the server has refused the `SORT` that gets documents.
     can_sort: bool,
-    /// False once the server has refused to change a part of a document.
-    can_edit: bool,
+    /// False once the server has refused the commands that compare documents outside scripts.
+    can_compare: bool,
     /// The beginning of the last shared call.
     shared_head: Option<SharedHead>,
 }
@@ -175,7 +175,7 @@ impl Queue {
             last_time: 0,
             was_small_string: true,
             can_sort: true,
-            can_edit: true,
+            can_compare: true,
             shared_head: None,
         }
     }

@@ -543,8 +543,8 @@ pub(super) struct SharedCall {
     pub keys: usize,
     /// The lane's own arguments.
     pub own: Arguments,
-    /// A command of the lane's own to send before the call. Nobody looks at its reply.
-    pub before: Option<Arguments>,
+    /// Commands of the lane's own to send before the call. Nobody looks at their replies.
+    pub before: Vec<Arguments>,
     /// A command to send after the call. It returns two values for each lane, the last lane first; its
     /// last argument, the number of lanes, is added. `None` once the server has refused it.
     pub then: Option<Arc<Arguments>>,
@@ -587,7 +587,7 @@ impl SharedCall {
     /// The one call for all these lanes.
     fn pack(calls: &[&Self], out: &mut Vec<u8>) {
         let Some(first) = calls.first() else { return };
-        let before = || calls.iter().filter_map(|call| call.before.as_ref());
+        let before = || calls.iter().flat_map(|call| &call.before);
         out.reserve(before().map(|it| it.bytes.len()).sum::<usize>());
         before().for_each(|command| command.pack(out));
         let keys = first.keys.to_string();
@@ -625,8 +625,8 @@ impl LaneRequest {
         match self {
             Self::Alone(bytes) => bytes.len() > LONGEST,
             Self::Shared(call) => {
-                let before = call.before.as_ref().map_or(0, |before| before.bytes.len());
-                call.own.bytes.len() + before > LONGEST
+                let before = call.before.iter().map(|it| it.bytes.len());
+                call.own.bytes.len() + before.sum::<usize>() > LONGEST
             }
         }
     }
@@ -845,12 +845,9 @@ fn send(connection: &mut Connection, batch: &[LaneRequest]) -> (Vec<RedisResult<
             reply
         };
         for index in command {
-            if let LaneRequest::Shared(SharedCall {
-                before: Some(_), ..
-            }) = &batch[*index]
-            {
-                // If it was refused, the script finds that out.
-                let _ = receive();
+            if let LaneRequest::Shared(SharedCall { before, .. }) = &batch[*index] {
+                // If one was refused, the script finds that out.
+                before.iter().for_each(|_| drop(receive()));
             }
         }
         let mut reply = receive();
@@ -930,7 +927,7 @@ mod tests {
             head: Arc::new(arguments(head)),
             keys: 1,
             own: arguments(own),
-            before: None,
+            before: Vec::new(),
             then: None,
         }
     }
