@@ -8,14 +8,21 @@
 //! Several lanes of a worker share one call (`finish_and_claim_many.lua`) if there is nothing unusual about
 //! their vCons.
 
+use std::sync::Arc;
+
 use redis::{Cmd, Value};
 
 use super::claim::Claimed;
 use super::documents::{Comparison, Replacement, replacing, watched};
+use super::keys::ComparedKeys;
 use super::requests::{Arguments, LaneRequest, LaneScript, SharedCall};
 use super::{Claim, DocumentFormat, Queue, QueueError, Reason, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
+
+/// How long a text stays in Redis to be compared with a document, or to replace it, in milliseconds. The script that does
+/// that goes with it, and leaves none.
+const COMPARED_FOR: &[u8] = b"10000";
 
 /// What to do at the end of a vCon.
 #[derive(Debug, Clone)]
@@ -92,6 +99,13 @@ pub enum Finished {
     },
 }
 
+/// The part of a shared call that stays the same as long as these lists do.
+pub(super) struct SharedHead {
+    lists: Vec<ListName>,
+    egress: Vec<ListName>,
+    arguments: Arc<Arguments>,
+}
+
 impl Queue {
     /// Finishes a vCon and ends its claim.
     ///
@@ -121,7 +135,13 @@ impl Queue {
                 self.on_error(QueueError::UnexpectedReply("finishing several vCons"))
             })?;
             let finished = shared_outcome(outcome, next).map_err(|error| self.on_error(error))?;
-            if let Some((finished, next)) = finished {
+            if let SharedOutcome::Unusual { refusal: Some(why) } = &finished {
+                log::debug!(
+                    "Redis refuses to compare documents, which its scripts do from now on: {why}"
+                );
+                self.can_compare = false;
+            }
+            if let SharedOutcome::Finished(finished, next) = finished {
                 let next = next.map(|next| self.claimed_by_many(token, next, document, lists));
                 return Ok((finished, next));
             }
@@ -151,17 +171,69 @@ impl Queue {
 
     /// This lane's part of a call of `finish_and_claim_many.lua`. `next` is the token of its next claim.
     fn shared_call(
-        &self,
+        &mut self,
         claim: &Claim,
         finish: &Finish<'_>,
         lists: &[ListName],
         next: &[u8],
     ) -> SharedCall {
+        let head = self.shared_head(lists, finish.egress);
+        let mut own = Arguments::default();
+        own.arg(self.lane_id.lane.to_string().as_bytes());
+        // A UUID is always JSON.
+        let rest = [&*after_token(&claim.list), b"\"", &claim.entry, b"\"}"].concat();
+        own.arg(&[&*claim.token, &rest].concat()).arg(next);
+        own.arg(finish.id.as_str().as_bytes());
+        let mut before = Vec::new();
+        match finish.document {
+            None => {
+                own.arg(b"no");
+            }
+            Some(Replacement { base, text, .. }) if self.can_compare => {
+                let keys = ComparedKeys::of(&self.lane_id, next);
+                own.arg(if text.is_some() { b"swap" } else { b"same" });
+                own.arg(base.len().to_string().as_bytes());
+                for (key, text) in [(keys.base, Some(base)), (keys.draft, text)] {
+                    if let Some(text) = text {
+                        own.arg(key.as_bytes());
+                        let mut set = Arguments::default();
+                        set.arg(b"SET").arg(key.as_bytes()).arg(text.as_bytes());
+                        set.arg(b"PX").arg(COMPARED_FOR);
+                        before.push(set);
+                    }
+                }
+            }
+            Some(Replacement { base, text, .. }) => {
+                own.arg(if text.is_some() { b"put" } else { b"is" });
+                for text in [Some(base), text].into_iter().flatten() {
+                    own.arg(text.as_bytes());
+                }
+            }
+        }
+        SharedCall {
+            command: "EVALSHA",
+            script: Arc::clone(self.scripts.of(LaneScript::FinishAndClaimMany).hash()),
+            keys: 3 + lists.len() + finish.egress.len(),
+            head,
+            own,
+            before,
+            then: self.can_sort.then(|| Arc::clone(&self.lane_keys.get_taken)),
+        }
+    }
+
+    /// What the lane's calls with these lists have in common: made once, as long as the lists stay the same.
+    fn shared_head(&mut self, lists: &[ListName], egress: &[ListName]) -> Arc<Arguments> {
+        if let Some(head) = &self.shared_head
+            && head.lists == lists
+            && head.egress == egress
+        {
+            return Arc::clone(&head.arguments);
+        }
         let (lane, lease) = (&self.lane_keys, &self.lease);
         let mut head = Arguments::default();
         head.arg(lane.claims.as_bytes()).arg(lane.lease.as_bytes());
         head.arg(lane.taken.as_bytes());
-        for list in lists.iter().chain(finish.egress) {
+        for list in lists.iter().chain(egress) {
             head.arg(list.as_str().as_bytes());
         }
         head.arg(lease.record.as_bytes());
@@ -170,31 +242,13 @@ impl Queue {
         for list in lists {
             head.arg(&after_token(list));
         }
-        let mut own = Arguments::default();
-        own.arg(self.lane_id.lane.to_string().as_bytes());
-        // A UUID is always JSON.
-        let rest = [&*after_token(&claim.list), b"\"", &claim.entry, b"\"}"].concat();
-        own.arg(&[&*claim.token, &rest].concat()).arg(next);
-        own.arg(finish.id.as_str().as_bytes());
-        match finish.document {
-            None => own.arg(b"no"),
-            Some(Replacement { base, text, .. }) => match text {
-                None => own.arg(b"is").arg(base.as_bytes()),
-                Some(text) => own.arg(b"put").arg(base.as_bytes()).arg(text.as_bytes()),
-            },
-        };
-        SharedCall {
-            command: "EVALSHA",
-            script: self
-                .scripts
-                .of(LaneScript::FinishAndClaimMany)
-                .hash()
-                .to_owned(),
-            keys: 3 + lists.len() + finish.egress.len(),
-            head,
-            own,
-            then: self.can_sort.then(|| lane.get_taken.clone()),
-        }
+        let arguments = Arc::new(head);
+        self.shared_head = Some(SharedHead {
+            lists: lists.to_owned(),
+            egress: egress.to_owned(),
+            arguments: Arc::clone(&arguments),
+        });
+        arguments
     }
 
     /// Finishes. With `lists`, claims the next entry of these in the same step. Returns the outcome of the
@@ -354,16 +408,26 @@ fn of_lane(reply: Value) -> Option<[Value; 3]> {
     }
 }
 
-/// Reads what `finish_and_claim_many.lua` returned for a lane; `None` if it left the vCon to `finish.lua`.
-fn shared_outcome(
-    outcome: Value,
-    next: Value,
-) -> Result<Option<(Finished, Option<Value>)>, QueueError> {
+/// What `finish_and_claim_many.lua` has done for a lane.
+enum SharedOutcome {
+    /// It has finished the vCon, or has found that it cannot be; the next claim, if that was made.
+    Finished(Finished, Option<Value>),
+    /// Nothing: `finish.lua` has to do it. The server's error if it refused the way to compare the document.
+    Unusual { refusal: Option<String> },
+}
+
+/// Reads what `finish_and_claim_many.lua` returned for a lane.
+fn shared_outcome(outcome: Value, next: Value) -> Result<SharedOutcome, QueueError> {
     if matches!(&outcome, Value::BulkString(it) if it == b"unusual") {
-        return Ok(None);
+        let refusal = match next {
+            Value::BulkString(error) => Some(String::from_utf8_lossy(&error).into_owned()),
+            _ => None,
+        };
+        return Ok(SharedOutcome::Unusual { refusal });
     }
     let (finished, next) = self::outcome(Value::Array(vec![outcome, next]))?;
-    Ok(Some((finished, next.filter(|next| *next != Value::Nil))))
+    let next = next.filter(|next| *next != Value::Nil);
+    Ok(SharedOutcome::Finished(finished, next))
 }
 
 /// Whether `finish.lua` found a document that is too large for it.

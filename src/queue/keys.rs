@@ -3,6 +3,7 @@
 //! The Lua scripts spell some of these names out themselves; a key that is renamed here is renamed there.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::requests::Arguments;
 use crate::config::ListName;
@@ -28,7 +29,7 @@ pub(super) struct LaneKeys {
     pub taken: String,
     /// The command that gets the documents of the first entries of `taken`, each behind its entry. Its
     /// last argument, the number of entries, is missing.
-    pub get_taken: Arguments,
+    pub get_taken: Arc<Arguments>,
 }
 
 impl LaneKeys {
@@ -38,8 +39,35 @@ impl LaneKeys {
             claims: lane_id.claims_key(),
             lease: instance_key(&lane_id.instance),
             workers: workers_key(&lane_id.instance),
-            get_taken: get_documents(&taken),
+            get_taken: Arc::new(get_documents(&taken)),
             taken,
+        }
+    }
+}
+
+/// Where the texts of a document stand while a lane requests the claim with this token. No other request uses these keys.
+pub(super) struct ComparedKeys {
+    /// The text that must stand under the document's key.
+    pub base: String,
+    /// The text that replaces it.
+    pub draft: String,
+}
+
+impl ComparedKeys {
+    pub fn of(lane: &LaneId, token: &[u8]) -> Self {
+        let digits = token.iter().filter(|byte| byte.is_ascii_digit());
+        let since: String = digits.take(16).map(|byte| char::from(*byte)).collect();
+        let key = |what: &str| {
+            let LaneId {
+                instance,
+                worker,
+                lane,
+            } = lane;
+            format!("conserver:{what}:{instance}:{worker}:{lane}:{since}")
+        };
+        Self {
+            base: key("compared"),
+            draft: key("new"),
         }
     }
 }

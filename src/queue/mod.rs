@@ -102,6 +102,7 @@ use crate::config::ListName;
 use crate::redis_server::{in_its_words, needs_another};
 use crate::settings::Settings;
 use crate::vcon::VconId;
+use finish::SharedHead;
 use keys::LaneKeys;
 use redis::{Cmd, RedisError, ServerError, Value};
 use requests::{LaneRequest, LaneScript, LaneScripts, ask_alone, is_missing};
@@ -150,6 +151,10 @@ pub struct Queue {
     was_small_string: bool,
     /// False once the server has refused the `SORT` that gets documents.
     can_sort: bool,
+    /// False once the server has refused the commands that compare documents outside scripts.
+    can_compare: bool,
+    /// The beginning of the last shared call.
+    shared_head: Option<SharedHead>,
 }
 
 impl Queue {
@@ -170,6 +175,8 @@ impl Queue {
             last_time: 0,
             was_small_string: true,
             can_sort: true,
+            can_compare: true,
+            shared_head: None,
         }
     }
 
@@ -198,7 +205,7 @@ impl Queue {
     /// The beginning of a call of a script with this number of keys.
     fn call(&self, script: LaneScript, keys: usize) -> Cmd {
         let mut call = redis::cmd("EVALSHA");
-        call.arg(self.scripts.of(script).hash()).arg(keys);
+        call.arg(&**self.scripts.of(script).hash()).arg(keys);
         call
     }
 
@@ -211,10 +218,11 @@ impl Queue {
     fn send(&mut self, script: LaneScript, request: LaneRequest) -> Result<Value, QueueError> {
         let batcher = self.batcher.clone();
         let reply = self.with(|connection, scripts, _, _| {
-            let reply = match batcher {
-                Some(batcher) => batcher.ask(connection, request.clone())?,
-                None => ask_alone(connection, &request)?,
+            let (reply, request) = match batcher {
+                Some(batcher) => batcher.ask(connection, request),
+                None => (ask_alone(connection, &request), request),
             };
+            let reply = reply?;
             match reply.value.extract_error() {
                 Err(error) if is_missing(&error) => {
                     let request = request.in_full(scripts.of(script));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
-use super::json::{self, Borrowed, Object, ObjectWriter};
+use super::json::{self, Borrowed, Members, Object, ObjectWriter};
 use super::outgoing::{JsonBodies, Leaving};
 use super::{
     CreatedAt, Outgoing, Sealed, VconError, VconId, Version, normalise, outgoing, sealed, tags,
@@ -405,7 +405,7 @@ fn opened(text: &str) -> Result<Opened, VconError> {
             }
             _ => Member::Raw(value.to_owned()),
         };
-        members.insert(name, member);
+        members.insert(name.into_owned(), member);
     }
     normalise::read_document(&mut members);
     Ok((members, None))
@@ -417,13 +417,42 @@ fn parts(section: Section, value: &RawValue) -> Result<Vec<Part>, VconError> {
         if !json::is_object(element) {
             return Ok(Part::Other(element.to_owned()));
         }
-        let mut object = Borrowed::read(element.get())?.into_owned();
-        normalise::read_part(section, &mut object);
-        let mut part = Part::Object(Box::new(object));
-        part.close(section);
-        Ok(part)
+        let read = Borrowed::read(element.get())?;
+        let closed = closed_unread(section, &read.0).map(Part::Closed);
+        Ok(closed.unwrap_or_else(|| opened_part(section, read)))
     };
     elements.into_iter().map(part).collect()
+}
+
+/// A part after the read step.
+fn opened_part(section: Section, read: Borrowed<'_>) -> Part {
+    let mut object = read.into_owned();
+    normalise::read_part(section, &mut object);
+    let mut part = Part::Object(Box::new(object));
+    part.close(section);
+    part
+}
+
+/// The text of a part that is short, and that the read step leaves as it is. Most parts are such, and need not be opened
+/// up to find that out.
+fn closed_unread(section: Section, members: &Members<'_>) -> Option<Box<str>> {
+    if !normalise::is_of_today(section, members) {
+        return None;
+    }
+    let mut length = 2;
+    for (key, value) in members {
+        length += key.len() + value.get().len() + PUNCTUATION;
+    }
+    if length > SHORT {
+        return None;
+    }
+    let mut text = String::with_capacity(length);
+    let mut writer = ObjectWriter::begin(&mut text);
+    for (key, value) in members {
+        writer.key(key).push_str(value.get());
+    }
+    writer.end();
+    Some(text.into_boxed_str())
 }
 
 /// The parts of a section. One that is missing, or `null`, has none.
@@ -593,6 +622,40 @@ mod tests {
             r#""parties":[{"name":"Zoë"},7],"unknown":{"dialog":null}}"#
         );
         assert_eq!(parse(text).unwrap().to_json(), text);
+    }
+
+    #[test]
+    fn a_part_that_is_not_opened_up_is_the_same_as_one_that_is() {
+        let mut closed = 0;
+        for members in [
+            "",
+            r#""a" : 1.0 , "b":[ 1],"a":2"#,
+            r#""type":"text","body":"x","encoding":"none""#,
+            r#""type":"tags","purpose":"x","body":"[]","encoding":"json""#,
+            r#""encoding":"text""#,
+            r#""encoding":"te\u0078t""#,
+            r#""mimetype":"a/b""#,
+            r#""m\u0069metype":"a/b","mediatype":"c/d""#,
+            r#""schema_version":"1""#,
+            r#""must_support":[]"#,
+            r#""type":"note""#,
+            r#""body":{"b":1},"encoding":"none""#,
+            r#""body":[1],"encoding":"json""#,
+            r#""bod\u0079":[1]"#,
+            r#""body":5"#,
+        ] {
+            let text = format!("{{{members}}}");
+            for section in Section::ALL {
+                let read = || Borrowed::read(&text).unwrap();
+                let mut opened = String::new();
+                write_part(&mut opened, &opened_part(section, read()));
+                if let Some(left) = closed_unread(section, &read().0) {
+                    assert_eq!(&*left, opened, "{section:?} {text}");
+                    closed += 1;
+                }
+            }
+        }
+        assert!(closed >= 15, "{closed}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Keys are held as they stand between the quotes, without needless escapes. So a key is written
 //! without a look at it, and one that is no Unicode text (`"\ud800"`) is kept all the same.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use indexmap::IndexMap;
@@ -15,7 +16,10 @@ use super::VconError;
 pub(super) type Object = IndexMap<String, Box<RawValue>>;
 
 /// One level of an object within the text that was read.
-pub(super) struct Borrowed<'a>(pub(super) IndexMap<String, &'a RawValue>);
+pub(super) struct Borrowed<'a>(pub(super) Members<'a>);
+
+/// Its keys, as they stand there unless they have needless escapes, and its values.
+pub(super) type Members<'a> = IndexMap<Cow<'a, str>, &'a RawValue>;
 
 impl<'a> Borrowed<'a> {
     /// Reads an object.
@@ -25,7 +29,7 @@ impl<'a> Borrowed<'a> {
 
     /// Copies the values out of the text that was read.
     pub(super) fn into_owned(self) -> Object {
-        let owned = |(key, value): (String, &RawValue)| (key, value.to_owned());
+        let owned = |(key, value): (Cow<'_, str>, &RawValue)| (key.into_owned(), value.to_owned());
         self.0.into_iter().map(owned).collect()
     }
 }
@@ -55,14 +59,18 @@ impl<'de> Deserialize<'de> for Borrowed<'de> {
 }
 
 /// The inside of a string literal, with the escapes it needs and no others.
-fn bare(literal: &str) -> String {
-    let inside = |literal: &str| literal[1..literal.len() - 1].to_owned();
-    if !literal.contains('\\') {
-        return inside(literal);
+fn bare(literal: &str) -> Cow<'_, str> {
+    let inside = &literal[1..literal.len() - 1];
+    if !inside.contains('\\') {
+        return Cow::Borrowed(inside);
     }
     match serde_json::from_str::<String>(literal) {
-        Ok(text) => inside(string(&text).get()),
-        Err(_) => inside(literal),
+        Ok(text) => {
+            let written = string(&text);
+            let written = written.get();
+            Cow::Owned(written[1..written.len() - 1].to_owned())
+        }
+        Err(_) => Cow::Borrowed(inside),
     }
 }
 

@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
 use super::document::{Member, Part, Section};
-use super::json::{self, Object};
+use super::json::{self, Members, Object};
 
 /// A property's old name and its name of today.
 pub(super) type Rename = (&'static str, &'static str);
@@ -35,6 +35,16 @@ pub(super) fn read_document(members: &mut IndexMap<String, Member>) {
     for (old, new) in DOCUMENT {
         json::rename(members, old, new);
     }
+}
+
+/// Whether neither the read step nor [`name_encoding`] changes anything in a part.
+pub(super) fn is_of_today(section: Section, part: &Members<'_>) -> bool {
+    let is_json = |body: &RawValue| json::is_object(body) || json::is_array(body);
+    part.iter().all(|(key, value)| match &**key {
+        "encoding" => !json::says(value, "text"),
+        "body" => !(section.has_json_bodies() && is_json(value)),
+        key => renames(section).iter().all(|(old, _)| key != *old),
+    })
 }
 
 /// The read step for one part.

@@ -170,7 +170,7 @@ fn json_body(part: &Object) -> Option<Cow<'_, RawValue>> {
 pub struct Parts<'a>(Borrowed<'a>);
 
 /// A party, dialog, analysis or attachment, opened up by one level.
-pub struct OpenPart<'a>(IndexMap<String, Cow<'a, str>>);
+pub struct OpenPart<'a>(IndexMap<Cow<'a, str>, Cow<'a, str>>);
 
 impl<'a> Parts<'a> {
     /// Opens up a document that leaves.
@@ -222,7 +222,7 @@ impl OpenPart<'_> {
 
     /// Sets a property, to JSON.
     pub fn set(&mut self, key: &str, json: String) {
-        self.0.insert(key.to_owned(), Cow::Owned(json));
+        self.0.insert(Cow::Owned(key.to_owned()), Cow::Owned(json));
     }
 
     /// The body's own text where the part says that it is JSON and it is; `None` otherwise.

@@ -263,10 +263,10 @@ proptest! {
         let text: Vec<String> = members.iter().map(|(key, value)| format!(r#""{key}" : {value}"#)).collect();
         let text = format!("{{{}}}", text.join(", "));
         let before: Vec<(String, String)> = Borrowed::read(&text).unwrap().0
-            .into_iter().map(|(key, value)| (key, value.get().to_owned())).collect();
+            .into_iter().map(|(key, value)| (key.into_owned(), value.get().to_owned())).collect();
         let out = canonical(&text);
         let mut after: Vec<(String, String)> = Borrowed::read(&out).unwrap().0
-            .into_iter().map(|(key, value)| (key, value.get().to_owned())).collect();
+            .into_iter().map(|(key, value)| (key.into_owned(), value.get().to_owned())).collect();
         prop_assert_eq!(after.pop().unwrap().0, "vcon");
         prop_assert_eq!(after, before);
     }

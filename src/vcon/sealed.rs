@@ -4,10 +4,9 @@
 
 use std::fmt;
 
-use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
-use super::json::{self, Borrowed};
+use super::json::{self, Borrowed, Members};
 
 /// What keeps a vCon from being read or changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +43,7 @@ pub fn sealed(text: &str) -> Option<Sealed> {
 }
 
 /// The same for a document that is opened up already.
-pub(super) fn of(members: &IndexMap<String, &RawValue>) -> Option<Sealed> {
+pub(super) fn of(members: &Members<'_>) -> Option<Sealed> {
     let is = |name: &str, is_kind: fn(&RawValue) -> bool| {
         members.get(name).is_some_and(|value| is_kind(value))
     };

@@ -85,7 +85,7 @@ fn pair(entry: &RawValue) -> Option<(String, String)> {
 }
 
 /// A member of an object of tags: its key is a name, whatever stands in it.
-fn named((key, value): (String, &RawValue)) -> (String, String) {
+fn named((key, value): (Cow<'_, str>, &RawValue)) -> (String, String) {
     (json::unescaped(&key), json::shown(value))
 }
 

@@ -181,6 +181,7 @@ fn everything_works(redis: &Redis, without: &[&str]) {
     let mut refused = refusals(redis);
     for optional in [
         "sort",
+        "bitop",
         "info",
         "zscore",
         "client",
@@ -211,8 +212,8 @@ fn the_rights_of_the_manual_are_enough_with_json() {
 }
 
 #[test]
-fn the_right_to_client_may_be_missing() {
-    everything_works(&Redis::plain(), &["+client"]);
+fn rights_that_are_not_needed_may_be_missing() {
+    everything_works(&Redis::plain(), &["+client", "+bitop"]);
 }
 
 /// Redis says nothing of a script, and forgets it all the time.

@@ -5,10 +5,12 @@
 -- ARGV: 1 the record of our lease, 2 the time to live that a document gets once less than half of it is left, 3 the
 --       number of ingress lists, then for each what stands between the token and the entry in the record of a claim,
 --       then for each lane: lane, the record of its claim, the token of its next one, the UUID to announce, and for its
---       document 'no', or 'is' with the text that must stand there, or 'put' with that and the text to write.
+--       document 'no', or 'same' with the length of the text that must stand there and the key that holds it, or 'swap'
+--       with both and the key that holds the text to write; or if the user may not compare like that, 'is' with the text
+--       that must stand there, or 'put' with that and the text to write.
 -- Returns two values for each lane. The first is 1 if the vCon is finished, 2 if it is and its document had been
 -- deleted meanwhile, 0 if the lane no longer holds the claim, 'changed', 'unwritten', or 'unusual'. With 'unwritten',
--- the second is the error. With 1 and 2, it is the entry claimed from the first list, '' if all lists are empty, {list,
+-- the second is the error; with 'unusual', that of a refused way to compare. With 1 and 2, it is the entry claimed from the first list, '' if all lists are empty, {list,
 -- entry, context, kind, fault, deaths} if there is more to tell, or nil if the lane has to ask for a claim alone. list
 -- is the number of a list, 0 if all are empty. kind is 'look' if the lane has to ask for this claim again, or 'string'.
 -- Documents are not returned here: `SORT` gets them for the first entries of the list of claimed entries, one for each
@@ -30,7 +32,7 @@ while ARGV[at] do
   count = count + 1
   lanes[count], first[count] = ARGV[at], at
   local how = ARGV[at + 4]
-  at = at + (how == 'no' and 5 or how == 'is' and 6 or 7)
+  at = at + (how == 'swap' and 8 or how == 'no' and 5 or how == 'is' and 6 or 7)
 end
 -- `HMGET` takes twice the time of `HGET`.
 local held = count == 1 and {call('HGET', KEYS[1], lanes[1])} or call('HMGET', KEYS[1], unpack(lanes))
@@ -39,6 +41,9 @@ local held = count == 1 and {call('HGET', KEYS[1], lanes[1])} or call('HMGET', K
 local answers = {nil, nil, nil, nil, nil, nil, nil, nil}
 local done, ids, finished = {nil, nil, nil, nil}, {nil, nil, nil, nil}, 0
 local is_kept
+-- What goes through a script is copied and hashed, byte by byte: for a document, that costs more than all else that is
+-- done for its vCon. So none does: the lanes have put theirs under keys that are compared and renamed.
+local compared = {nil, nil, nil, nil}
 for i = 1, count do
   local at = first[i]
   local id, how = ARGV[at + 3], ARGV[at + 4]
@@ -47,6 +52,37 @@ for i = 1, count do
     -- The lane still holds its claim if the record begins with its token.
     local token = ARGV[at + 1]:match('^{"since":[%d.]+,"by":"[^"]*"') or ''
     outcome = held[i] and held[i]:sub(1, #token) == token and 'unusual' or 0
+  elseif how == 'same' or how == 'swap' then
+    local key, size, base = 'vcon:' .. id, tonumber(ARGV[at + 5]), ARGV[at + 6]
+    compared[#compared + 1] = base
+    -- If another text stands there, that may be the new one, from an earlier try.
+    outcome = 'unusual'
+    local now, reply = pcall('STRLEN', key), false
+    if now == 0 then
+      if call('EXISTS', key) == 0 then outcome = 2 end
+    elseif now == size then
+      -- Bits that are the same in both texts become 0.
+      reply = pcall('BITOP', 'XOR', base, key, base)
+      if reply == size then reply = pcall('BITCOUNT', base) end
+      if reply == 0 and how == 'same' then
+        outcome = 1
+      elseif reply == 0 then
+        if is_kept == nil then is_kept = call('EXISTS', 'conserver:progress', 'conserver:foreign') > 0 end
+        local draft = ARGV[at + 7]
+        compared[#compared + 1] = draft
+        if not is_kept then
+          -- The draft has a time to live of its own.
+          local left = call('PTTL', key)
+          reply = left > 0 and pcall('PEXPIRE', draft, left) or pcall('PERSIST', draft)
+          if reply == 1 then reply = pcall('RENAME', draft, key) end
+          if type(reply) == 'table' and reply.ok then outcome = 1 end
+        end
+      end
+    end
+    if type(reply) == 'table' and reply.err then
+      refusal = reply.err
+      if refusal:find('OOM') then outcome = 'unwritten' end
+    end
   elseif how ~= 'no' then
     local key = 'vcon:' .. id
     local now, text = pcall('GET', key), ARGV[at + 6]
@@ -78,6 +114,8 @@ for i = 1, count do
     done[finished], ids[finished] = i, id
   end
 end
+
+if #compared > 0 then pcall('DEL', unpack(compared)) end
 
 local wanted = 0
 if finished > 0 then
