@@ -99,7 +99,7 @@ pub use wake_list::{IngressWatcher, LaneWaker, Waited, Watched};
 pub use crate::redis_server::{ConnectError, RedisConnection, RefusedUrlPart, Server};
 
 use crate::config::ListName;
-use crate::redis_server::{in_its_words, needs_another};
+use crate::redis_server::{Connection, in_its_words, needs_another};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 use keys::LaneKeys;
@@ -253,7 +253,7 @@ impl Queue {
     fn with<T>(
         &mut self,
         work: impl FnOnce(
-            &mut redis::Connection,
+            &mut Connection,
             &LaneScripts,
             &LaneId,
             Expiry,
@@ -423,7 +423,7 @@ fn is_wrong_type(error: &RedisError) -> bool {
 }
 
 /// The time by Redis' clock, in seconds since 1970.
-fn now(connection: &mut redis::Connection) -> Result<f64, QueueError> {
+fn now(connection: &mut Connection) -> Result<f64, QueueError> {
     let (seconds, microseconds): (f64, f64) = redis::cmd("TIME").query(connection)?;
     Ok(seconds + microseconds / 1e6)
 }
