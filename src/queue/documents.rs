@@ -242,10 +242,7 @@ impl Queue {
 ///
 /// # Errors
 /// [`QueueError::Document`] if it is too long.
-pub(super) fn check_length(
-    connection: &mut Connection,
-    text: &str,
-) -> Result<(), QueueError> {
+pub(super) fn check_length(connection: &mut Connection, text: &str) -> Result<(), QueueError> {
     match why_too_long(connection, text.len())? {
         Some(why) => Err(QueueError::Document(why)),
         None => Ok(()),

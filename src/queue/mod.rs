@@ -252,12 +252,7 @@ impl Queue {
     /// reply may still arrive.
     fn with<T>(
         &mut self,
-        work: impl FnOnce(
-            &mut Connection,
-            &LaneScripts,
-            &LaneId,
-            Expiry,
-        ) -> Result<T, QueueError>,
+        work: impl FnOnce(&mut Connection, &LaneScripts, &LaneId, Expiry) -> Result<T, QueueError>,
     ) -> Result<T, QueueError> {
         self.connect()?;
         let Some(connected) = self.connected.as_mut() else {

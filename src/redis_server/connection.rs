@@ -351,12 +351,19 @@ impl ReplyReader {
 }
 
 fn number(text: &[u8]) -> RedisResult<i64> {
-    let number = std::str::from_utf8(text).ok().and_then(|it| it.parse().ok());
+    let number = std::str::from_utf8(text)
+        .ok()
+        .and_then(|it| it.parse().ok());
     number.ok_or_else(|| unreadable("a number that is none"))
 }
 
 fn unreadable(what: &'static str) -> RedisError {
-    (ErrorKind::Parse, "the reply cannot be read", what.to_owned()).into()
+    (
+        ErrorKind::Parse,
+        "the reply cannot be read",
+        what.to_owned(),
+    )
+        .into()
 }
 
 #[cfg(test)]
