@@ -224,24 +224,24 @@ impl Queue {
         document: Replacement<'_>,
         lists: Option<&[ListName]>,
     ) -> Result<(Finished, Option<Value>), QueueError> {
-        let mut in_full = false;
+        let script = finishing(lists);
         let was_deleted = loop {
             let was_watched = self.watches(finish.id);
             match (self.compare(finish.id, document)?, document.text) {
                 (Comparison::Changed, _) => return Ok((Finished::Changed, None)),
                 (Comparison::Same, Some(text)) => {
-                    let call = self.call_to_replace(claim, finish, lists, in_full);
+                    let call = self.call_to_replace(script, claim, finish, lists);
                     match self.replace_large(document.kind, text, &call) {
                         Ok(Some(reply)) => {
+                            self.replaced_by.insert(script);
                             return outcome(reply).map_err(|error| self.on_error(error));
                         }
                         // Perhaps only the time to live has changed: compare.
                         Ok(None) if was_watched => {}
                         Ok(None) => return Ok((Finished::Changed, None)),
-                        // Nothing was replaced, and the watch is over.
-                        Err(QueueError::Command(error)) if is_missing(&error) && !in_full => {
-                            in_full = true;
-                        }
+                        // The server has forgotten the script. Nothing was replaced, and the watch is over.
+                        Err(QueueError::Command(error))
+                            if is_missing(&error) && self.replaced_by.remove(&script) => {}
                         Err(error) => return Err(error),
                     }
                 }
@@ -267,10 +267,7 @@ impl Queue {
         finish: &Finish<'_>,
         lists: Option<&[ListName]>,
     ) -> (LaneScript, Cmd) {
-        let script = match lists {
-            Some(_) => LaneScript::FinishAndClaim,
-            None => LaneScript::Finish,
-        };
+        let script = finishing(lists);
         let (how, base, text) = match finish.document {
             None => ("", "", ""),
             Some(Replacement { kind, base, text }) => (kind.word(), base, text.unwrap_or_default()),
@@ -281,23 +278,19 @@ impl Queue {
     }
 
     /// The same call for a transaction that has the new text under the key of the lane's draft. The script goes
-    /// with it in full only if the server did not know it a moment ago.
+    /// with it in full the first time: one that is missing in a transaction cannot be sent again.
     fn call_to_replace(
         &mut self,
+        script: LaneScript,
         claim: &Claim,
         finish: &Finish<'_>,
         lists: Option<&[ListName]>,
-        in_full: bool,
     ) -> Cmd {
-        let script = match lists {
-            Some(_) => LaneScript::FinishAndClaim,
-            None => LaneScript::Finish,
-        };
         let keys = keys_to_finish(finish, lists);
-        let call = if in_full {
-            self.scripts.of(script).in_full(keys)
-        } else {
+        let call = if self.replaced_by.contains(&script) {
             self.call(script, keys)
+        } else {
+            self.scripts.of(script).in_full(keys)
         };
         let draft = self.lane_id.draft_key();
         self.add_finish(call, claim, finish, lists, ["draft", "", &draft])
@@ -355,6 +348,14 @@ impl Queue {
             let request = replacing(&lane_id.draft_key(), kind, text, call);
             watched(request.send(connection)?)
         })
+    }
+}
+
+/// The script that finishes, and claims the next entry if there are lists to claim from.
+fn finishing(lists: Option<&[ListName]>) -> LaneScript {
+    match lists {
+        Some(_) => LaneScript::FinishAndClaim,
+        None => LaneScript::Finish,
     }
 }
 

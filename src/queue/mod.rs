@@ -54,6 +54,7 @@ mod requests;
 mod survey;
 mod wake_list;
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -135,6 +136,8 @@ pub struct Queue {
     /// The vCon whose key the connection has watched since before its document was loaded.
     watched: Option<VconId>,
     scripts: LaneScripts,
+    /// The scripts that have replaced a large document, so the server knows them.
+    replaced_by: HashSet<LaneScript>,
     lane_id: LaneId,
     lane_keys: LaneKeys,
     expiry: Expiry,
@@ -160,6 +163,7 @@ impl Queue {
             connected: None,
             watched: None,
             scripts: LaneScripts::new(),
+            replaced_by: HashSet::new(),
             lane_keys: LaneKeys::of(&lane_id),
             lane_id,
             expiry,

@@ -137,7 +137,7 @@ macro_rules! script {
 }
 
 /// The scripts of a vCon's usual way through a lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum LaneScript {
     /// Claims the next entry.
     Claim,

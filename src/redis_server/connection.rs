@@ -86,10 +86,13 @@ impl Connection {
     /// Limits the time of each later read from the socket.
     pub fn set_read_timeout(&self, limit: Option<Duration>) -> RedisResult<()> {
         match &self.0 {
-            Transport::Direct(direct) => Ok(match &direct.socket {
-                Socket::Tcp(socket) => socket.set_read_timeout(limit)?,
-                Socket::Unix(socket) => socket.set_read_timeout(limit)?,
-            }),
+            Transport::Direct(direct) => {
+                match &direct.socket {
+                    Socket::Tcp(socket) => socket.set_read_timeout(limit)?,
+                    Socket::Unix(socket) => socket.set_read_timeout(limit)?,
+                }
+                Ok(())
+            }
             Transport::Library(connection) => connection.set_read_timeout(limit),
         }
     }
@@ -97,10 +100,13 @@ impl Connection {
     /// Limits the time of each later write to the socket.
     pub fn set_write_timeout(&self, limit: Option<Duration>) -> RedisResult<()> {
         match &self.0 {
-            Transport::Direct(direct) => Ok(match &direct.socket {
-                Socket::Tcp(socket) => socket.set_write_timeout(limit)?,
-                Socket::Unix(socket) => socket.set_write_timeout(limit)?,
-            }),
+            Transport::Direct(direct) => {
+                match &direct.socket {
+                    Socket::Tcp(socket) => socket.set_write_timeout(limit)?,
+                    Socket::Unix(socket) => socket.set_write_timeout(limit)?,
+                }
+                Ok(())
+            }
             Transport::Library(connection) => connection.set_write_timeout(limit),
         }
     }
