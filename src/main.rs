@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+use conserver::sys::LargeBlockAllocator;
+
+#[global_allocator]
+static ALLOCATOR: LargeBlockAllocator = LargeBlockAllocator;
+
 fn main() -> ExitCode {
     conserver::cli::main().into()
 }

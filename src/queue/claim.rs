@@ -9,14 +9,14 @@ use redis::{Cmd, Value};
 use super::documents::{LARGE, describe};
 use super::release::Released;
 use super::requests::LaneScript;
-use super::{Document, DocumentFormat, Queue, QueueError, keys};
+use super::{Document, DocumentFormat, Queue, QueueError, RedisConnection, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
 use crate::visible::printable;
 
 /// A document of more bytes is fetched by a command of its own, so that the server does not copy it through
 /// its script interpreter.
-pub(super) const INLINE_LIMIT: usize = 1 << 20;
+pub(super) const INLINE_LIMIT: usize = 64 << 10;
 
 /// An entry of more bytes is no UUID; the same number stands in `claim_limits.lua`.
 const MOST_OF_ENTRY: usize = 1024;
@@ -284,16 +284,17 @@ impl Queue {
                 (None, _) => Document::NotAnId,
                 (_, b"ReJSON-RL") => Document::Found(DocumentFormat::Json, text),
                 (_, b"string") => Document::Found(DocumentFormat::Text, text),
-                (Some(id), b"string-unsent" | b"string-large") => self.load_text(&id)?,
-                (Some(id), b"json-large") => self.load_watched(&id)?,
+                (Some(id), b"string-unsent") => self.load_text(&id)?,
+                (Some(id), b"string-large") => self.load_watched(&id, DocumentFormat::Text)?,
+                (Some(id), b"json-large") => self.load_watched(&id, DocumentFormat::Json)?,
                 (_, b"none") => Document::Missing,
                 (_, other) => Document::Unusable(describe(other, &text)),
             },
         };
         // More large ones may follow; a shared call would fetch them for all lanes on one connection.
         self.was_small_string = matches!(&document, Document::Found(DocumentFormat::Text, text) if text.len() <= INLINE_LIMIT);
-        // A connection that watches the key is not the one that read the document.
-        if self.watched.is_none() {
+        // One that watches the key of a RedisJSON document is not the one that read it.
+        if self.watched.is_none() || matches!(document, Document::Found(DocumentFormat::Text, _)) {
             self.close_after_large(&document);
         }
         Ok(Claimed {
@@ -302,11 +303,12 @@ impl Queue {
         })
     }
 
-    /// Closes the connection after a large document: the client library keeps a buffer as large as the
-    /// longest reply for as long as the connection lives.
+    /// Closes the connection after a large document, if it keeps a buffer as large as the longest reply for
+    /// as long as it lives.
     pub(super) fn close_after_large(&mut self, document: &Document) {
+        let keeps_buffers = |connected: &RedisConnection| connected.keeps_buffers();
         if matches!(document, Document::Found(_, text) if text.len() > LARGE) {
-            self.connected = None;
+            self.connected.take_if(|it| keeps_buffers(it));
         }
     }
 

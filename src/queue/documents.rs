@@ -1,21 +1,21 @@
 //! Documents in Redis: load, compare, replace, restore, delete.
 //!
 //! A document is replaced only if the one it was made of still stands under its key. A script compares
-//! the texts. A document that is too large for the script interpreter is compared piece by piece, under
-//! `WATCH`; the key of a large RedisJSON document is watched from its load on, so that it is compared
-//! only if somebody touched it.
+//! the texts. The key of a document that is too large for the script interpreter is watched (`WATCH`) from
+//! its load on, so that it is compared only if somebody touched it, or the connection is another one by then:
+//! piece by piece, while the key is watched.
 //!
 //! Knows how documents are stored, not what is in them.
 
-use redis::{Cmd, Connection, RedisError, RedisResult, Value};
+use redis::{Cmd, RedisError, RedisResult, Value};
 
 use super::claim::{INLINE_LIMIT, texts};
 use super::requests::{Commands, executed, round_trip, transaction};
 use super::{Queue, QueueError, RedisConnection, keys};
-use crate::redis_server::{has_json, why_too_long};
+use crate::redis_server::{Connection, has_json, why_too_long};
 use crate::vcon::VconId;
 
-/// A connection is closed after it has read a document of more bytes.
+/// A connection that keeps its buffers is closed after it has read a document of more bytes.
 pub(super) const LARGE: usize = 4 << 20;
 
 /// How Redis stores a document.
@@ -33,6 +33,14 @@ impl DocumentFormat {
         match self {
             Self::Json => "json",
             Self::Text => "text",
+        }
+    }
+
+    /// The command that loads a document of this kind.
+    fn get(self, key: &str) -> redis::Cmd {
+        match self {
+            Self::Json => redis::cmd("JSON.GET").arg(key).clone(),
+            Self::Text => redis::cmd("GET").arg(key).clone(),
         }
     }
 
@@ -85,14 +93,14 @@ impl StoredDocument {
 
 /// Reads a key of which Redis has just named the type.
 fn read_document(connection: &mut Connection, key: &str, found: &str) -> RedisResult<Document> {
-    let mut get = |command: &str, kind| {
-        let text: Option<Vec<u8>> = redis::cmd(command).arg(key).query(connection)?;
+    let mut get = |kind: DocumentFormat| {
+        let text: Option<Vec<u8>> = kind.get(key).query(connection)?;
         Ok(text.map_or(Document::Missing, |text| Document::Found(kind, text)))
     };
     match found {
         "none" => Ok(Document::Missing),
-        "string" => get("GET", DocumentFormat::Text),
-        JSON => get("JSON.GET", DocumentFormat::Json),
+        "string" => get(DocumentFormat::Text),
+        JSON => get(DocumentFormat::Json),
         other => Ok(Document::Unusable(describe(other.as_bytes(), b""))),
     }
 }
@@ -109,10 +117,44 @@ impl Queue {
         Ok(document)
     }
 
-    /// Loads a large RedisJSON document over the present connection, which is then closed. A new connection
-    /// watches the key from before the load on. Unless somebody touches the key, the server need not
-    /// serialise the document again to compare it, which blocks the server for over a second at 100 MB.
-    pub(super) fn load_watched(&mut self, id: &VconId) -> Result<Document, QueueError> {
+    /// Loads a large document over the present connection, which watches the key from just before the load
+    /// on. Unless somebody touches the key, the server need not send the document again to compare it, nor
+    /// serialise it again, which blocks the server for over a second at 100 MB of RedisJSON.
+    pub(super) fn load_watched(
+        &mut self,
+        id: &VconId,
+        kind: DocumentFormat,
+    ) -> Result<Document, QueueError> {
+        self.connect()?;
+        let keeps_buffers = |connected: &RedisConnection| connected.keeps_buffers();
+        if kind == DocumentFormat::Json && self.connected.as_ref().is_some_and(keeps_buffers) {
+            return self.load_watched_elsewhere(id);
+        }
+        let key = id.key();
+        let replies = self.with(|connection, _, _, _| {
+            let mut ask = redis::pipe();
+            ask.cmd("WATCH").arg(&key);
+            ask.add_command(kind.get(&key));
+            Ok(round_trip(connection, &ask)?)
+        })?;
+        let Ok([watch, text]) = <[Value; 2]>::try_from(replies) else {
+            return Err(self.on_error(QueueError::UnexpectedReply("loading a document")));
+        };
+        // If it is not watched, the finish compares.
+        self.watched = watch.extract_error().is_ok().then(|| id.clone());
+        match text {
+            Value::BulkString(text) => Ok(Document::Found(kind, text)),
+            // It is gone, or its key holds another type by now.
+            _ => {
+                self.unwatch()?;
+                self.load(id)
+            }
+        }
+    }
+
+    /// The same where the connection keeps its buffers: it loads the document and is closed, and a new
+    /// connection watches the key.
+    fn load_watched_elsewhere(&mut self, id: &VconId) -> Result<Document, QueueError> {
         let mut watching = self.new_connection()?;
         let mut watch = redis::cmd("WATCH");
         watch.arg(id.key()).query::<()>(&mut *watching)?;
@@ -200,10 +242,7 @@ impl Queue {
 ///
 /// # Errors
 /// [`QueueError::Document`] if it is too long.
-pub(super) fn check_length(
-    connection: &mut redis::Connection,
-    text: &str,
-) -> Result<(), QueueError> {
+pub(super) fn check_length(connection: &mut Connection, text: &str) -> Result<(), QueueError> {
     match why_too_long(connection, text.len())? {
         Some(why) => Err(QueueError::Document(why)),
         None => Ok(()),
@@ -215,7 +254,7 @@ pub(super) fn check_length(
 /// Asks the server first whether it has the module. It would repeat the beginning of an unknown command,
 /// cut at some byte, and the client library cannot read half a character.
 fn put_new(
-    connection: &mut redis::Connection,
+    connection: &mut Connection,
     key: &str,
     kind: DocumentFormat,
     json: &str,

@@ -15,7 +15,7 @@ use redis::{Cmd, Value};
 use super::claim::Claimed;
 use super::documents::{Comparison, Replacement, replacing, watched};
 use super::keys::ComparedKeys;
-use super::requests::{Arguments, LaneRequest, LaneScript, SharedCall};
+use super::requests::{Arguments, LaneRequest, LaneScript, SharedCall, is_missing};
 use super::{Claim, DocumentFormat, Queue, QueueError, Reason, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
@@ -278,18 +278,25 @@ impl Queue {
         document: Replacement<'_>,
         lists: Option<&[ListName]>,
     ) -> Result<(Finished, Option<Value>), QueueError> {
+        let script = finishing(lists);
         let was_deleted = loop {
             let was_watched = self.watches(finish.id);
             match (self.compare(finish.id, document)?, document.text) {
                 (Comparison::Changed, _) => return Ok((Finished::Changed, None)),
                 (Comparison::Same, Some(text)) => {
-                    match self.replace_large(claim, finish, document, text)? {
-                        Some(reply) => {
+                    let call = self.call_to_replace(script, claim, finish, lists);
+                    match self.replace_large(document.kind, text, &call) {
+                        Ok(Some(reply)) => {
+                            self.replaced_by.insert(script);
                             return outcome(reply).map_err(|error| self.on_error(error));
                         }
                         // Perhaps only the time to live has changed: compare.
-                        None if was_watched => {}
-                        None => return Ok((Finished::Changed, None)),
+                        Ok(None) if was_watched => {}
+                        Ok(None) => return Ok((Finished::Changed, None)),
+                        // The server has forgotten the script. Nothing was replaced, and the watch is over.
+                        Err(QueueError::Command(error))
+                            if is_missing(&error) && self.replaced_by.remove(&script) => {}
+                        Err(error) => return Err(error),
                     }
                 }
                 // There is nothing to write.
@@ -314,23 +321,40 @@ impl Queue {
         finish: &Finish<'_>,
         lists: Option<&[ListName]>,
     ) -> (LaneScript, Cmd) {
-        let script = match lists {
-            Some(_) => LaneScript::FinishAndClaim,
-            None => LaneScript::Finish,
-        };
+        let script = finishing(lists);
         let (how, base, text) = match finish.document {
             None => ("", "", ""),
             Some(Replacement { kind, base, text }) => (kind.word(), base, text.unwrap_or_default()),
         };
-        let call = self.call_to_finish(script, claim, finish, lists, [how, base, text]);
+        let call = self.call(script, keys_to_finish(finish, lists));
+        let call = self.add_finish(call, claim, finish, lists, [how, base, text]);
         (script, call)
     }
 
-    /// The call of `finish.lua`, alone or before `claim.lua`. `document` is how it is compared, the text
-    /// that must stand there, and the new text.
-    fn call_to_finish(
+    /// The same call for a transaction that has the new text under the key of the lane's draft. The script goes
+    /// with it in full the first time: one that is missing in a transaction cannot be sent again.
+    fn call_to_replace(
         &mut self,
         script: LaneScript,
+        claim: &Claim,
+        finish: &Finish<'_>,
+        lists: Option<&[ListName]>,
+    ) -> Cmd {
+        let keys = keys_to_finish(finish, lists);
+        let call = if self.replaced_by.contains(&script) {
+            self.call(script, keys)
+        } else {
+            self.scripts.of(script).in_full(keys)
+        };
+        let draft = self.lane_id.draft_key();
+        self.add_finish(call, claim, finish, lists, ["draft", "", &draft])
+    }
+
+    /// Adds the keys and arguments of `finish.lua`, alone or before `claim.lua`. `document` is how it is
+    /// compared, the text that must stand there, and the new text.
+    fn add_finish(
+        &mut self,
+        mut call: Cmd,
         claim: &Claim,
         finish: &Finish<'_>,
         lists: Option<&[ListName]>,
@@ -340,13 +364,6 @@ impl Queue {
         let routes = finish.routes.iter().map(|route| (&route.list, &route.id));
         let (pushes, ids): (Vec<&ListName>, Vec<&VconId>) = egress.chain(routes).unzip();
         let lists = lists.unwrap_or_default();
-        let keys = 4 + lists.len() + pushes.len();
-        let mut call = if document[0] == "draft" {
-            // A script that is missing in a transaction cannot be sent again.
-            self.scripts.of(script).in_full(keys)
-        } else {
-            self.call(script, keys)
-        };
         self.add_claim(&mut call, lists, &pushes);
         call.arg(&claim.token).arg(&claim.entry);
         call.arg(claim.progress_field());
@@ -373,23 +390,32 @@ impl Queue {
         call
     }
 
-    /// Finishes with a large document, whose key the connection watches. Returns `None` if the key has
-    /// changed since.
+    /// Writes a large document, whose key the connection watches, and finishes by this call. Returns `None` if
+    /// the key has changed since.
     fn replace_large(
         &mut self,
-        claim: &Claim,
-        finish: &Finish<'_>,
-        document: Replacement<'_>,
+        kind: DocumentFormat,
         text: &str,
+        call: &Cmd,
     ) -> Result<Option<Value>, QueueError> {
-        let draft = self.lane_id.draft_key();
-        let how = ["draft", "", &draft];
-        let call = self.call_to_finish(LaneScript::Finish, claim, finish, None, how);
-        self.with(|connection, _, _, _| {
-            let request = replacing(&draft, document.kind, text, &call);
+        self.with(|connection, _, lane_id, _| {
+            let request = replacing(&lane_id.draft_key(), kind, text, call);
             watched(request.send(connection)?)
         })
     }
+}
+
+/// The script that finishes, and claims the next entry if there are lists to claim from.
+fn finishing(lists: Option<&[ListName]>) -> LaneScript {
+    match lists {
+        Some(_) => LaneScript::FinishAndClaim,
+        None => LaneScript::Finish,
+    }
+}
+
+/// How many keys the call of `finish.lua` has, alone or before `claim.lua`.
+fn keys_to_finish(finish: &Finish<'_>, lists: Option<&[ListName]>) -> usize {
+    4 + lists.map_or(0, <[_]>::len) + finish.egress.len() + finish.routes.len()
 }
 
 /// What stands between the token and the entry in the record of a claim.

@@ -54,6 +54,7 @@ mod requests;
 mod survey;
 mod wake_list;
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -99,7 +100,7 @@ pub use wake_list::{IngressWatcher, LaneWaker, Waited, Watched};
 pub use crate::redis_server::{ConnectError, RedisConnection, RefusedUrlPart, Server};
 
 use crate::config::ListName;
-use crate::redis_server::{in_its_words, needs_another};
+use crate::redis_server::{Connection, in_its_words, needs_another};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 use finish::SharedHead;
@@ -136,6 +137,8 @@ pub struct Queue {
     /// The vCon whose key the connection has watched since before its document was loaded.
     watched: Option<VconId>,
     scripts: LaneScripts,
+    /// The scripts that have replaced a large document, so the server knows them.
+    replaced_by: HashSet<LaneScript>,
     lane_id: LaneId,
     lane_keys: LaneKeys,
     expiry: Expiry,
@@ -165,6 +168,7 @@ impl Queue {
             connected: None,
             watched: None,
             scripts: LaneScripts::new(),
+            replaced_by: HashSet::new(),
             lane_keys: LaneKeys::of(&lane_id),
             lane_id,
             expiry,
@@ -260,12 +264,7 @@ impl Queue {
     /// reply may still arrive.
     fn with<T>(
         &mut self,
-        work: impl FnOnce(
-            &mut redis::Connection,
-            &LaneScripts,
-            &LaneId,
-            Expiry,
-        ) -> Result<T, QueueError>,
+        work: impl FnOnce(&mut Connection, &LaneScripts, &LaneId, Expiry) -> Result<T, QueueError>,
     ) -> Result<T, QueueError> {
         self.connect()?;
         let Some(connected) = self.connected.as_mut() else {
@@ -431,7 +430,7 @@ fn is_wrong_type(error: &RedisError) -> bool {
 }
 
 /// The time by Redis' clock, in seconds since 1970.
-fn now(connection: &mut redis::Connection) -> Result<f64, QueueError> {
+fn now(connection: &mut Connection) -> Result<f64, QueueError> {
     let (seconds, microseconds): (f64, f64) = redis::cmd("TIME").query(connection)?;
     Ok(seconds + microseconds / 1e6)
 }

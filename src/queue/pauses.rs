@@ -18,11 +18,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use chrono::{SecondsFormat, Utc};
-use redis::Connection;
 use serde::{Deserialize, Serialize};
 
 use super::{Queue, QueueError, RedisConnection, Server, keys};
 use crate::config::{Chain, ListName};
+use crate::redis_server::Connection;
 use crate::runtime_dir;
 
 /// The most characters that are kept of who paused something, and of the time.

@@ -11,7 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 use indexmap::IndexSet;
-use redis::{Connection, RedisError, RedisResult, Value};
+use redis::{RedisError, RedisResult, Value};
 
 use super::requests::{Commands, preflight_script, round_trip};
 use super::{
@@ -19,7 +19,7 @@ use super::{
     QueueError, RedisConnection, Replacement, Server, keys,
 };
 use crate::config::{Chain, Config, Follower, ListName, Plan};
-use crate::redis_server::in_its_words;
+use crate::redis_server::{Connection, in_its_words};
 use crate::settings::{RedisFormat, Settings};
 use crate::vcon::VconId;
 

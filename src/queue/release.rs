@@ -11,14 +11,18 @@
 
 use std::time::Duration;
 
-use redis::{Connection, Value};
+use redis::Value;
 use serde::Serialize;
 
-use super::claim::INLINE_LIMIT;
 use super::requests::{Call, round_trip};
 use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys, now};
 use crate::config::ListName;
+use crate::redis_server::Connection;
 use crate::vcon::VconId;
+
+/// A longer document is not compared with what stands under its key; the same number stands in
+/// `progress.lua`.
+const LONGEST_COMPARED: usize = 1 << 20;
 
 /// Why an entry is a dead letter, as Redis stores it beside the queue.
 #[derive(Debug, Clone, Serialize)]
@@ -347,7 +351,7 @@ fn add_progress(call: &mut Call<'_>, claim: &Claim, progress: Option<&ProgressRe
     let document = progress.and_then(|progress| progress.document.as_deref());
     call.arg(match document {
         // The script does not compare long documents; a shorter one differs.
-        Some(text) if text.len() > INLINE_LIMIT => "?",
+        Some(text) if text.len() > LONGEST_COMPARED => "?",
         text => text.unwrap_or_default(),
     });
     call.arg(claim.progress.as_deref().unwrap_or_default());

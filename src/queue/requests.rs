@@ -19,11 +19,11 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 
 use redis::{
-    Cmd, Connection, ConnectionLike, FromRedisValue, Pipeline, RedisError, RedisResult,
-    ToRedisArgs, Value,
+    Cmd, ConnectionLike, FromRedisValue, Pipeline, RedisError, RedisResult, ToRedisArgs, Value,
 };
 
 use super::documents::LARGE;
+use crate::redis_server::Connection;
 
 /// A Lua script: called by its hash, and in full if the server does not know it.
 ///
@@ -138,7 +138,7 @@ macro_rules! script {
 }
 
 /// The scripts of a vCon's usual way through a lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum LaneScript {
     /// Claims the next entry.
     Claim,
@@ -652,8 +652,8 @@ fn packed_in_full(packed: Vec<u8>, script: &Script) -> Vec<u8> {
 pub(super) struct Reply {
     /// An error that the server replied is a [`Value::ServerError`].
     pub value: Value,
-    /// Whether the lane should close its connection because it read a large reply: the client library
-    /// keeps a buffer as large as the longest reply for as long as the connection lives.
+    /// Whether the lane should close its connection because it read a large reply and keeps a buffer as large
+    /// as the longest one.
     pub is_large: bool,
 }
 
@@ -802,8 +802,8 @@ impl Seat {
     }
 }
 
-/// Sends the requests together. Returns a reply to each, in their order, and whether the documents that
-/// the commands after shared calls returned are large. Once the connection has failed, the rest of the
+/// Sends the requests together. Returns a reply to each, in their order, and whether the connection should be
+/// closed, as the documents that the commands after shared calls returned are large. Once the connection has failed, the rest of the
 /// replies is that error.
 fn send(connection: &mut Connection, batch: &[LaneRequest]) -> (Vec<RedisResult<Value>>, bool) {
     // The requests that each command serves.
@@ -861,7 +861,7 @@ fn send(connection: &mut Connection, batch: &[LaneRequest]) -> (Vec<RedisResult<
         }
         match (reply, &batch[command[0]]) {
             (Ok(Value::Array(values)), LaneRequest::Shared(_)) => {
-                is_large |= size_of(&then) > LARGE;
+                is_large |= connection.keeps_buffers() && size_of(&then) > LARGE;
                 let then = of_each(then, command.len());
                 let mut values = values.into_iter();
                 for (index, then) in command.iter().zip(then) {

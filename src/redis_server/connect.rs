@@ -16,10 +16,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use redis::io::tcp::TcpSettings;
-use redis::{
-    Client, Connection, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisResult,
-};
+use redis::{Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisResult};
 
+use super::Connection;
 use crate::settings::Master;
 
 /// While this process has abandoned this many attempts that have not ended, it makes no other.
@@ -71,7 +70,7 @@ pub(super) fn connect(client: Client, deadline: Instant) -> RedisResult<Connecti
         }
         _ => false,
     };
-    let connect = move || client.get_connection_with_timeout(left_until(deadline));
+    let connect = move || Connection::open(&client, left_until(deadline));
     if has_name {
         connect_by(&ABANDONED, deadline + GRACE, connect)
     } else {

@@ -1,9 +1,10 @@
 //! Connections to a Redis server: that of the queue, or one that stores vCons.
 //!
 //! `mod.rs` logs in and says what a server can do; `connect.rs` connects in time and asks sentinels;
-//! `error.rs` says what a server's error means. Knows TLS, sentinels and time limits, nothing of keys.
+//! `connection.rs` sends commands and reads replies; `error.rs` says what a server's error means. Knows TLS, sentinels and time limits, nothing of keys.
 
 mod connect;
+mod connection;
 mod error;
 
 use std::ops::{Deref, DerefMut};
@@ -12,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
-    Client, Connection, ConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisError,
-    RedisResult, Value,
+    Client, ConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult, Value,
 };
 
+pub use connection::Connection;
 pub use error::{ConnectError, RefusedUrlPart};
 pub(crate) use error::{in_its_words, needs_another};
 
@@ -359,20 +360,19 @@ pub(crate) fn why_too_long(
     if length <= ALWAYS {
         return Ok(None);
     }
+    let mut ask = redis::pipe();
     for limit in &LENGTH_LIMITS {
-        let mut ask = redis::cmd("CONFIG");
-        ask.arg("GET").arg(limit.name);
-        let set = match ask.query::<Value>(connection) {
-            Ok(reply) => number(reply),
-            // The server does not know the command, or refuses it.
-            Err(error) if error.code().is_some() => None,
-            Err(error) => return Err(error),
-        };
-        if let Some(why) = limit.why_too_long(length, set) {
-            return Ok(Some(why));
-        }
+        ask.cmd("CONFIG").arg("GET").arg(limit.name);
     }
-    Ok(None)
+    connection.send_packed_command(&ask.get_packed_pipeline())?;
+    let mut why = None;
+    for limit in &LENGTH_LIMITS {
+        // The server may not know the command, or refuse it.
+        let set = connection.recv_response()?.extract_error();
+        let set = set.ok().and_then(number);
+        why = why.or_else(|| limit.why_too_long(length, set));
+    }
+    Ok(why)
 }
 
 impl LengthLimit {

@@ -1,4 +1,7 @@
-//! Memory: a file mapped and shared between processes, and free memory returned to the system.
+//! Memory: a file mapped and shared between processes, large blocks in huge pages, and free memory returned to
+//! the system.
+
+use std::alloc::{GlobalAlloc, Layout, System};
 
 use std::fs::File;
 use std::io;
@@ -52,6 +55,65 @@ impl Drop for SharedWords {
         // SAFETY: this is the mapping made above, with its length, and nothing borrows it now.
         // It fails only for a mapping that is none.
         let _ = unsafe { munmap(self.start.cast(), self.count * size_of::<AtomicU64>()) };
+    }
+}
+
+/// The system's allocator, which asks for huge pages where a block is large.
+///
+/// A large document is a new block at each step. In pages of 4 KB, the system is interrupted 256 times for each
+/// MB, which takes longer than to copy it. A huge page of 2 MB lies within the block, so it takes no more memory.
+pub struct LargeBlockAllocator;
+
+impl LargeBlockAllocator {
+    /// A block of fewer bytes stays in small pages. From this size on it is a mapping of its own.
+    const LEAST: usize = 4 << 20;
+
+    #[cfg(target_os = "linux")]
+    fn advise(block: *mut u8, size: usize) {
+        const PAGE: usize = 4096;
+        if size < Self::LEAST || block.is_null() {
+            return;
+        }
+        // The whole mapping: one with two kinds of pages could not be moved when it grows.
+        let start = block.map_addr(|address| address & !(PAGE - 1));
+        let length = (block.addr() - start.addr() + size).next_multiple_of(PAGE);
+        // SAFETY: advice changes no content, whatever else is in the pages. Where the system does not take it,
+        // nothing changes.
+        unsafe {
+            nix::libc::madvise(start.cast(), length, nix::libc::MADV_HUGEPAGE);
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn advise(_: *mut u8, _: usize) {}
+}
+
+// SAFETY: every block comes from the system's allocator and goes back to it, as it was asked for.
+unsafe impl GlobalAlloc for LargeBlockAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller promises what the system's allocator asks for; so below.
+        let block = unsafe { System.alloc(layout) };
+        Self::advise(block, layout.size());
+        block
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: see above.
+        let block = unsafe { System.alloc_zeroed(layout) };
+        Self::advise(block, layout.size());
+        block
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: see above.
+        let block = unsafe { System.realloc(block, layout, size) };
+        Self::advise(block, size);
+        block
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: see above.
+        unsafe { System.dealloc(block, layout) }
     }
 }
 

@@ -11,7 +11,7 @@ mod program;
 mod signals;
 
 pub use account::{Account, Credentials, is_enough as may_switch_with};
-pub use memory::{SharedWords, give_back_free_memory, give_back_large_blocks};
+pub use memory::{LargeBlockAllocator, SharedWords, give_back_free_memory, give_back_large_blocks};
 pub use process::{
     End, Fork, NOT_FOR_CHILDREN, fork, nameless_file, own_program, peek, reap, reap_child,
     replace_variables, set_variables, take_stdin, this_program,

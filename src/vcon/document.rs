@@ -1,6 +1,6 @@
 //! The parsed document: which parts of it are parsed, and how it is written again.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -323,14 +323,24 @@ impl Vcon {
                 subject: None,
             };
         }
-        let created_at = self.created_at();
+        let outgoing = self.without_text(version);
         normalise::write(&mut self.members);
+        let json = match version {
+            Version::Current | Version::Sealed(_) => write(&self.members, self.bodies),
+            Version::V0_0_1 => outgoing::write_as_0_0_1(&self.members),
+        };
+        Outgoing {
+            json: Arc::new(json),
+            ..outgoing
+        }
+    }
+
+    /// What leaves, without the document.
+    fn without_text(&self, version: Version) -> Outgoing {
+        let created_at = self.created_at();
         Outgoing {
             id: self.id.clone(),
-            json: Arc::new(match version {
-                Version::Current | Version::Sealed(_) => write(&self.members, self.bodies),
-                Version::V0_0_1 => outgoing::write_as_0_0_1(&self.members),
-            }),
+            json: Arc::default(),
             version,
             created_at,
             stand_in: std::sync::OnceLock::new(),
@@ -340,28 +350,31 @@ impl Vcon {
     }
 
     /// Returns the document for storages and, if a link changed it, the text for Redis. If both texts
-    /// are the same, they share one copy. Frees the parsed parts, so that a large document is in memory
-    /// only once.
+    /// are the same, they share one copy. Frees each parsed part as it is written, so that a large document
+    /// is in memory only once.
     pub fn depart(&mut self, version: Version) -> (Leaving, Option<Arc<String>>) {
-        let current = Arc::new(self.outgoing(Version::Current));
-        let older = match version {
-            Version::V0_0_1 if self.sealed.is_none() => {
+        let (current, older) = if self.sealed.is_some() {
+            (Arc::new(self.outgoing(Version::Current)), None)
+        } else {
+            let mut current = self.without_text(Version::Current);
+            normalise::write(&mut self.members);
+            let older = (version == Version::V0_0_1).then(|| {
                 if current.created_at.is_none() {
                     // One time for both.
                     current.created_or_now();
                 }
-                let json = Arc::new(outgoing::write_as_0_0_1(&self.members));
-                let current = Outgoing::clone(&current);
                 Arc::new(Outgoing {
-                    json,
+                    json: Arc::new(outgoing::write_as_0_0_1(&self.members)),
                     version,
-                    ..current
+                    ..current.clone()
                 })
-            }
-            _ => Arc::clone(&current),
+            });
+            let members = std::mem::take(&mut self.members);
+            current.json = Arc::new(write_and_free(members, self.bodies));
+            (Arc::new(current), older)
         };
         let kept = self.changed.then(|| Arc::clone(&current.json));
-        self.members = IndexMap::new();
+        let older = older.unwrap_or_else(|| Arc::clone(&current));
         (Leaving { current, older }, kept)
     }
 
@@ -524,14 +537,37 @@ fn write(members: &IndexMap<String, Member>, bodies: JsonBodies) -> String {
         match member {
             Member::Raw(raw) => value.push_str(raw.get()),
             Member::Parts(section, parts) => {
-                let is_text = bodies == JsonBodies::Text && section.has_json_bodies();
-                let write = if is_text { write_with_text } else { write_part };
-                write_parts(value, parts, write);
+                write_parts(value, parts, part_writer(*section, bodies));
             }
         }
     }
     document.end();
     out
+}
+
+/// The same. Frees each part as soon as it is written.
+fn write_and_free(members: IndexMap<String, Member>, bodies: JsonBodies) -> String {
+    let mut out = String::with_capacity(length(&members));
+    let mut document = ObjectWriter::begin(&mut out);
+    for (key, member) in members {
+        let value = document.key(&key);
+        match member {
+            Member::Raw(raw) => value.push_str(raw.get()),
+            Member::Parts(section, parts) => {
+                write_parts(value, parts, part_writer(section, bodies));
+            }
+        }
+    }
+    document.end();
+    out
+}
+
+fn part_writer(section: Section, bodies: JsonBodies) -> fn(&mut String, &Part) {
+    if bodies == JsonBodies::Text && section.has_json_bodies() {
+        write_with_text
+    } else {
+        write_part
+    }
 }
 
 /// Writes one part.
@@ -566,14 +602,18 @@ fn write_with_text(out: &mut String, part: &Part) {
     writer.end();
 }
 
-/// Writes the array of a section's parts.
-pub(super) fn write_parts(out: &mut String, parts: &[Part], write: impl Fn(&mut String, &Part)) {
+/// Writes the array of a section's parts. Frees each after it, if it gets them for good.
+pub(super) fn write_parts(
+    out: &mut String,
+    parts: impl IntoIterator<Item: Borrow<Part>>,
+    write: impl Fn(&mut String, &Part),
+) {
     out.push('[');
-    for (index, part) in parts.iter().enumerate() {
+    for (index, part) in parts.into_iter().enumerate() {
         if index > 0 {
             out.push(',');
         }
-        write(out, part);
+        write(out, part.borrow());
     }
     out.push(']');
 }

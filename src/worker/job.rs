@@ -121,6 +121,16 @@ impl Job {
         }
     }
 
+    /// The same for the finish, after which no link changes the document.
+    pub fn last_text(&mut self) -> Result<Option<Arc<String>>, Ending> {
+        match &self.content {
+            // Written by parts, each of which is freed.
+            Content::Open(vcon) if vcon.is_changed() => self.leave(Version::Current).map(drop)?,
+            _ => {}
+        }
+        Ok(self.changed_text())
+    }
+
     /// Makes the document ready for the storages: from now on no link changes it.
     pub fn leave(&mut self, version: Version) -> Result<Leaving, Ending> {
         if let Content::Open(vcon) = &mut self.content {

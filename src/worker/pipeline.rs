@@ -650,7 +650,7 @@ impl Pipeline<'_, '_, '_> {
     /// Writes the document if it changed, announces the vCon and releases the claim, in one step. Returns
     /// false if Redis has another document by now, which must be merged.
     fn finish(&mut self, job: &mut Job) -> Result<bool, Ending> {
-        let changed = job.changed_text();
+        let changed = job.last_text()?;
         let egress = if job.progress.is_halted() {
             &[][..]
         } else {

@@ -1016,6 +1016,8 @@ fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {
     assert_eq!(counts, [Some(1)]);
 
     deny("strlen");
+    // Who has touched it is compared with.
+    redis.ask::<i64>(&["EXPIRE", &id.key(), "1000"]);
     queue.replace(&id, kind, &base, "{}").unwrap_err();
 }
 
@@ -1112,9 +1114,65 @@ fn a_long_document_is_not_sent_to_let_go_of_its_claim() {
     assert!(sent < 1 << 20, "{sent} bytes");
 }
 
+/// A figure of the server.
+fn figure(redis: &Redis, name: &str) -> u64 {
+    let stats: String = redis.ask(&["INFO", "stats"]);
+    let of = |line: &str| line.strip_prefix(name)?.strip_prefix(':')?.parse().ok();
+    stats.lines().find_map(of).unwrap()
+}
+
 /// So many bytes has the server been sent.
 fn received(redis: &Redis) -> u64 {
-    let stats: String = redis.ask(&["INFO", "stats"]);
-    let of = |line: &str| line.strip_prefix("total_net_input_bytes:")?.parse().ok();
-    stats.lines().find_map(of).unwrap()
+    figure(redis, "total_net_input_bytes")
+}
+
+/// The server sends a large document a second time only if somebody has touched it, and over one connection.
+#[test]
+fn a_large_text_is_compared_only_if_somebody_has_touched_it() {
+    const LENGTH: usize = 5 << 20;
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    queue.take_lease().unwrap();
+    let connected = || {
+        let clients: String = redis.ask(&["CLIENT", "LIST"]);
+        let mut lines = clients.lines();
+        let of_queue = lines.find(|line| line.contains("name=conserver:here:1:1"));
+        of_queue.unwrap().split(' ').next().unwrap().to_owned()
+    };
+    let first = connected();
+    let touches: [(&[&str], Finished, bool); 3] = [
+        (&[], Finished::Done, false),
+        (&["EXPIRE", "1000"], Finished::Done, true),
+        (&["APPEND", " "], Finished::Changed, false),
+    ];
+    for is_changed in [true, false] {
+        for (touch, expected, is_sent) in &touches {
+            let mut sample = Sample::small();
+            sample.document["subject"] = "x".repeat(LENGTH).into();
+            submit(&redis, "in", std::slice::from_ref(&sample));
+            let (claimed, kind, base) = claim(&mut queue);
+            let id = claimed.id().unwrap();
+            if let [command, argument] = touch {
+                redis.ask::<i64>(&[command, &id.key(), argument]);
+            }
+            let before = figure(&redis, "total_net_output_bytes");
+            let text = base.replacen('{', r#"{"note":"new","#, 1);
+            let document = Replacement {
+                kind,
+                base: &base,
+                text: is_changed.then_some(&text),
+            };
+            let finished = queue.finish(&claimed, &finish(&id, Some(document)));
+            assert_eq!(finished.unwrap(), *expected, "{touch:?}");
+            let sent = figure(&redis, "total_net_output_bytes") - before;
+            assert_eq!(sent > LENGTH as u64, *is_sent, "{touch:?}: {sent}");
+            if *expected == Finished::Changed {
+                queue.release(&claimed, None).unwrap();
+                redis.ask::<()>(&["DEL", "in"]);
+            } else if is_changed {
+                assert!(redis.ask::<String>(&["GET", &id.key()]) == text);
+            }
+        }
+    }
+    assert_eq!(connected(), first);
 }
