@@ -22,6 +22,9 @@ fn files(path: &Path) -> FileStorage {
         timed_calls: TimedCalls::new(),
         left: Vec::new(),
         passed_over: AtomicBool::new(false),
+        listings: Listings::default(),
+        syncs: Arc::default(),
+        shares_syncs: false,
     }
 }
 
