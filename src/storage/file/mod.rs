@@ -15,7 +15,11 @@
 //! the save. So a save looks in `path` itself, under the day that the document had before a link
 //! changed it, and under the days before and after (another time zone) its own and that of its UUID. A
 //! vCon of today or yesterday is most likely a first version; for any other one, and for one without a
-//! readable date, a save also looks under the 16 nearest days that have a directory.
+//! readable date, a save also looks under the 16 nearest days that have a directory. Which days have one,
+//! and that `path` itself holds no files, is known for a second from the look before, while the directories
+//! show no change.
+//!
+//! Lanes of a worker share directory syncs: see the module `sync`.
 //!
 //! The next save of a vCon removes the hidden files that a killed process has left of it, and so does a
 //! deletion (see the module `draft`). A save is not done before its own hidden files are gone.

@@ -589,6 +589,54 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_is_kept_until_its_directory_changes_and_not_if_it_changed_a_moment_ago() {
+        let root = tree(&["2025/03/01"]);
+        let state = |root: &Path| super::state(root, 0).unwrap().0;
+        let mut listings = Listings::default();
+        // Just made: a second change may have the same time.
+        let now = fs::metadata(root.path()).unwrap().ctime();
+        assert!(listings.may_hold_files(root.path(), now));
+        near(root.path(), date("2025-03-03"), &mut listings, now);
+        assert!(listings.few.is_empty());
+
+        let later = now + 1000;
+        assert!(!listings.may_hold_files(root.path(), later));
+        let found = near(root.path(), date("2025-03-03"), &mut listings, later);
+        assert_eq!(found.len(), 3);
+        let (kept, march) = (listings.few.len(), root.path().join("2025/03"));
+        assert_eq!(kept, 3);
+        // Shows who has listed it again.
+        listings.few.get_mut(&march).unwrap().numbers = Some(vec![7, 8]);
+        let found = near(root.path(), date("2025-03-03"), &mut listings, later);
+        assert_eq!(found.len(), 4);
+        let known = state(&march);
+        let mut day = 10..=31;
+        while state(&march) == known {
+            fs::create_dir(march.join(day.next().unwrap().to_string())).unwrap();
+            std::thread::yield_now();
+        }
+        let found = near(root.path(), date("2025-03-03"), &mut listings, later);
+        assert!(found.contains(&march.join("10")) && !found.contains(&march.join("08")));
+
+        for name in ["x.json", "x.json.gz", ".x.50.tmp"] {
+            let (path, known) = (root.path().join(name), state(root.path()));
+            while state(root.path()) == known {
+                fs::write(&path, "").unwrap();
+                let _ = fs::remove_file(root.path().join("other"));
+                fs::write(root.path().join("other"), "").unwrap();
+            }
+            assert!(listings.may_hold_files(root.path(), later), "{name}");
+            fs::remove_file(path).unwrap();
+        }
+        // One that shows no change is listed again as well, after a while.
+        let listing = listings.few.get_mut(&march).unwrap();
+        listing.at = listing.at.checked_sub(LISTING_AGE).unwrap();
+        listing.numbers = Some(Vec::new());
+        let found = near(root.path(), date("2025-03-03"), &mut listings, later);
+        assert!(found.contains(&march.join("10")));
+    }
+
+    #[test]
     fn not_all_days_are_near() {
         let days: Vec<String> = (1..=28).map(|day| format!("2025/02/{day:02}")).collect();
         let days: Vec<&str> = days.iter().map(String::as_str).collect();
