@@ -250,10 +250,8 @@ impl Listing {
         let mut may_hold_files = false;
         let found = listed_with(directory, numbers, FEW_ENTRIES, |name| {
             let name = name.as_encoded_bytes();
-            let is_file = |end: &&str| name.ends_with(end.as_bytes());
-            may_hold_files |= [PLAIN, GZIPPED, draft::ENDING]
-                .iter()
-                .any(|end| is_file(end));
+            let ends = [PLAIN, GZIPPED, draft::ENDING];
+            may_hold_files |= ends.iter().any(|end| name.ends_with(end.as_bytes()));
         });
         let found = found.unwrap_or_default();
         Self {
