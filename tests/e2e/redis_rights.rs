@@ -213,7 +213,7 @@ fn the_rights_of_the_manual_are_enough_with_json() {
 
 #[test]
 fn rights_that_are_not_needed_may_be_missing() {
-    everything_works(&Redis::plain(), &["+client", "+bitop"]);
+    everything_works(&Redis::plain(), &["+client", "+bitop", "+bitpos"]);
 }
 
 /// Redis says nothing of a script, and forgets it all the time.

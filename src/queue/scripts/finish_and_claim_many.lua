@@ -61,12 +61,12 @@ for i = 1, count do
     if now == 0 then
       if call('EXISTS', key) == 0 then outcome = 2 end
     elseif now == size then
-      -- Bits that are the same in both texts become 0.
+      -- Bits that are the same in both texts become 0. If all are, there is no 1.
       reply = pcall('BITOP', 'XOR', base, key, base)
-      if reply == size then reply = pcall('BITCOUNT', base) end
-      if reply == 0 and how == 'same' then
+      if reply == size then reply = pcall('BITPOS', base, 1) end
+      if reply == -1 and how == 'same' then
         outcome = 1
-      elseif reply == 0 then
+      elseif reply == -1 then
         if is_kept == nil then is_kept = call('EXISTS', 'conserver:progress', 'conserver:foreign') > 0 end
         local draft = ARGV[at + 7]
         compared[#compared + 1] = draft

@@ -14,6 +14,10 @@
 //! - A symbolic link below it is followed if it belongs to this process or to root, and stands in a
 //!   directory of theirs that nobody else may write to. A mount is not told from a directory.
 //! - A document is a regular file: a link is not followed, and neither a pipe nor a device is waited for.
+//!
+//! Where not everybody may write to any directory on the way, these rules refuse nothing but links. Then a
+//! directory below is opened in one step. None stays open after a save: an open one would keep its file
+//! system from being unmounted.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -23,6 +27,8 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
+#[cfg(target_os = "linux")]
+use nix::fcntl::{OpenHow, ResolveFlag, openat2};
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 use nix::fcntl::{RenameFlags, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat, mode_t};
@@ -67,6 +73,8 @@ pub(super) struct Dir {
     path: PathBuf,
     /// The owner of `path`.
     operator: u32,
+    /// Whether `file` is open for reading, so that it can be synced.
+    is_readable: bool,
 }
 
 impl Dir {
@@ -81,6 +89,7 @@ impl Dir {
             operator: file.metadata()?.uid(),
             file,
             path: path.to_owned(),
+            is_readable: false,
         })
     }
 
@@ -96,7 +105,45 @@ impl Dir {
 
     /// The same, after creating what is missing, with this mode whatever the umask is.
     pub fn make(&self, below: &Path, mode: u32) -> io::Result<Self> {
+        if let Some(dir) = self.at_once(below) {
+            return Ok(dir);
+        }
         self.walk(below, |dir, name| dir.child_or_new(name, mode))
+    }
+
+    /// Opens the directory at a relative path in one step, if it is there, and if not everybody may write to
+    /// a directory on the way: then no stranger can have redirected that step, and every owner is accepted.
+    #[cfg(target_os = "linux")]
+    fn at_once(&self, below: &Path) -> Option<Self> {
+        let is_plain = |part| matches!(part, Component::Normal(_));
+        if below.as_os_str().is_empty() || !below.components().all(is_plain) {
+            return None;
+        }
+        let how = OpenHow::new()
+            .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let file = File::from(openat2(&self.file, below, how).ok()?);
+        if self.file.metadata().ok()?.mode() & 0o002 != 0 {
+            return None;
+        }
+        let on_the_way = below.ancestors().skip(1);
+        for above in on_the_way.take_while(|above| !above.as_os_str().is_empty()) {
+            let found = self.look(above).ok()?;
+            if kind(&found) != SFlag::S_IFDIR || found.st_mode & 0o002 != 0 {
+                return None;
+            }
+        }
+        Some(Self {
+            file,
+            path: self.path.join(below),
+            operator: self.operator,
+            is_readable: true,
+        })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn at_once(&self, _: &Path) -> Option<Self> {
+        None
     }
 
     fn walk(
@@ -119,6 +166,7 @@ impl Dir {
             file: self.file.try_clone()?,
             path: self.path.clone(),
             operator: self.operator,
+            is_readable: self.is_readable,
         })
     }
 
@@ -160,6 +208,7 @@ impl Dir {
             file,
             path: self.path.join(name),
             operator: self.operator,
+            is_readable: false,
         };
         let owner = child.file.metadata()?.uid();
         if is_ours(owner) || self.file.metadata()?.mode() & 0o002 == 0 {
@@ -197,7 +246,7 @@ impl Dir {
             }
         }
         let name = format!(".probe.{:016x}", fastrand::u64(..));
-        let owner = self.create(&name)?.metadata().map(|file| file.uid());
+        let owner = self.create(&name, 0o600)?.metadata().map(|file| file.uid());
         self.remove(&name)?;
         owner
     }
@@ -230,10 +279,10 @@ impl Dir {
         Ok(fstatat(&self.file, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
     }
 
-    /// Creates a file that only this user may open; fails if the name exists.
-    pub fn create(&self, name: &str) -> io::Result<File> {
+    /// Creates a file with this mode, from which the umask takes away; fails if the name exists.
+    pub fn create(&self, name: &str, mode: u32) -> io::Result<File> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-        self.open_file(name, flags, 0o600)
+        self.open_file(name, flags, mode)
     }
 
     /// Opens a document.
@@ -321,11 +370,22 @@ impl Dir {
         }
     }
 
+    /// Its device and inode.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        let found = self.file.metadata()?;
+        Ok((found.dev(), found.ino()))
+    }
+
     /// Waits until the names in it are on the disk.
     pub fn sync(&self) -> io::Result<()> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let listed = openat(&self.file, ".", flags, Mode::empty())?;
-        match File::from(listed).sync_all() {
+        let synced = if self.is_readable {
+            self.file.sync_all()
+        } else {
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let listed = openat(&self.file, ".", flags, Mode::empty())?;
+            File::from(listed).sync_all()
+        };
+        match synced {
             // Some network file systems cannot sync a directory.
             Err(e)
                 if matches!(

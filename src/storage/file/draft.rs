@@ -10,10 +10,10 @@
 //! in use is locked. A copy that was set aside is not, as it may be another user's: it stays until it is too
 //! old to be renamed back.
 
-use std::fs::{File, Permissions, TryLockError};
+use std::fs::{File, Metadata, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use chrono::Utc;
@@ -22,6 +22,9 @@ use nix::unistd::geteuid;
 
 use super::directory::{self, Dir, is_missing};
 use crate::vcon::VconId;
+
+/// How the names of hidden files end.
+pub(super) const ENDING: &str = ".tmp";
 
 const DRAFTS: Range<u32> = 0..50;
 const ASIDES: Range<u32> = 50..100;
@@ -48,32 +51,26 @@ pub(super) struct Draft<'a> {
 impl<'a> Draft<'a> {
     /// An empty draft in the directory, with this mode.
     pub fn open(dir: &'a Dir, id: &VconId, mode: u32) -> io::Result<Self> {
-        let draft = Self::locked(dir, id)?;
-        // Before the text: it is never under any other mode than this and 0600.
-        draft.file.set_permissions(Permissions::from_mode(mode))?;
-        Ok(draft)
-    }
-
-    fn locked(dir: &'a Dir, id: &VconId) -> io::Result<Self> {
         for name in [usual_name(id)].into_iter().chain(numbered(id, DRAFTS)) {
-            if let Some(draft) = Self::named(dir, name)? {
+            if let Some(draft) = Self::named(dir, name, mode)? {
                 return Ok(draft);
             }
         }
         for _ in 0..MOST_NAMES {
             let name = format!(".{id}.{:016x}.tmp", fastrand::u64(..));
-            if let Some(draft) = Self::create(dir, name)? {
+            if let Some(draft) = Self::create(dir, name, mode)? {
+                draft.set_mode(&draft.file.metadata()?, mode)?;
                 return Ok(draft);
             }
         }
         Err(ErrorKind::AlreadyExists.into())
     }
 
-    fn named(dir: &'a Dir, name: String) -> io::Result<Option<Self>> {
-        let mut draft = Self::create(dir, name.clone())?;
+    fn named(dir: &'a Dir, name: String, mode: u32) -> io::Result<Option<Self>> {
+        let mut draft = Self::create(dir, name.clone(), mode)?;
         if draft.is_none() && remove_left(dir, &name).is_ok_and(|left| left != DraftRemoval::InUse)
         {
-            draft = Self::create(dir, name)?;
+            draft = Self::create(dir, name, mode)?;
         }
         let Some(mut draft) = draft else {
             return Ok(None);
@@ -81,15 +78,27 @@ impl<'a> Draft<'a> {
         // Another lane may have seen it before it was locked, and taken it for an abandoned one. Without
         // locks, lanes take a draft for that only once it is old.
         let is_locked = !matches!(draft.file.try_lock(), Err(TryLockError::WouldBlock));
-        if is_locked && dir.has(&draft.name, &draft.file.metadata()?)? {
+        let file = draft.file.metadata()?;
+        if is_locked && dir.has(&draft.name, &file)? {
+            draft.set_mode(&file, mode)?;
             return Ok(Some(draft));
         }
         draft.published = true;
         Ok(None)
     }
 
-    fn create(dir: &'a Dir, name: String) -> io::Result<Option<Self>> {
-        match dir.create(&name) {
+    /// Gives it the mode before the text, if the umask has taken from it: it never has more rights than these.
+    fn set_mode(&self, file: &Metadata, mode: u32) -> io::Result<()> {
+        if file.mode() & 0o7777 == mode {
+            return Ok(());
+        }
+        self.file.set_permissions(Permissions::from_mode(mode))
+    }
+
+    fn create(dir: &'a Dir, name: String, mode: u32) -> io::Result<Option<Self>> {
+        // A draft that its owner cannot open again could not be locked if it were left.
+        let mode = if mode & 0o600 == 0o600 { mode } else { 0o600 };
+        match dir.create(&name, mode) {
             Ok(file) => Ok(Some(Self {
                 dir,
                 file,
@@ -215,7 +224,8 @@ fn remove_draft(dir: &Dir, name: &str, user: u32, now: i64) -> io::Result<DraftR
 }
 
 /// Removes the hidden files of a vCon that killed processes have left in a directory. If `thorough`,
-/// looks for all names; otherwise stops at the first free name of each series.
+/// looks for all names; otherwise stops at the first free name of each series, and passes over the usual
+/// name, which the caller's own draft had.
 ///
 /// `user` owns files that were created there, and `now` is the time by the clock of the file system. The
 /// vCon has a copy of its own, so a dead one that was set aside is not renamed back.
@@ -228,7 +238,9 @@ pub(super) fn remove_dead(
     now: i64,
     thorough: bool,
 ) -> io::Result<()> {
-    remove_draft(dir, &usual_name(id), user, now)?;
+    if thorough {
+        remove_draft(dir, &usual_name(id), user, now)?;
+    }
     for name in numbered(id, DRAFTS) {
         if remove_draft(dir, &name, user, now)? == DraftRemoval::Absent && !thorough {
             break;
@@ -286,7 +298,6 @@ pub(super) fn now() -> i64 {
 mod tests {
     use std::fs;
     use std::io::Write;
-    use std::os::unix::fs::MetadataExt;
     use std::path::Path;
     use std::thread;
 

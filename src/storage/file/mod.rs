@@ -15,7 +15,11 @@
 //! the save. So a save looks in `path` itself, under the day that the document had before a link
 //! changed it, and under the days before and after (another time zone) its own and that of its UUID. A
 //! vCon of today or yesterday is most likely a first version; for any other one, and for one without a
-//! readable date, a save also looks under the 16 nearest days that have a directory.
+//! readable date, a save also looks under the 16 nearest days that have a directory. Which days have one,
+//! and that `path` itself holds no files, is known for a second from the look before, while the directories
+//! show no change.
+//!
+//! Lanes of a worker share directory syncs: see the module `sync`.
 //!
 //! The next save of a vCon removes the hidden files that a killed process has left of it, and so does a
 //! deletion (see the module `draft`). A save is not done before its own hidden files are gone.
@@ -36,12 +40,14 @@ mod directory;
 mod draft;
 mod errors;
 mod search;
+mod sync;
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -53,6 +59,8 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use self::directory::{Dir, is_missing};
 use self::draft::Draft;
 use self::errors::{FileStep, failure};
+use self::search::Listings;
+use self::sync::SharedSyncs;
 
 use super::Storage;
 use super::timed_call::TimedCalls;
@@ -101,6 +109,9 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         timed_calls: TimedCalls::new(),
         left: Vec::new(),
         passed_over: AtomicBool::new(false),
+        listings: Listings::default(),
+        syncs: options.common(),
+        shares_syncs: false,
     })
 }
 
@@ -117,6 +128,11 @@ struct FileStorage {
     left: Vec<HiddenFile>,
     /// Whether the log already names a directory that was not searched.
     passed_over: AtomicBool,
+    /// Directories that this lane has listed a moment ago.
+    listings: Listings,
+    /// What the lanes of the worker share.
+    syncs: Arc<SharedSyncs>,
+    shares_syncs: bool,
 }
 
 /// A hidden file that could not be removed or renamed back.
@@ -188,8 +204,11 @@ impl Storage for FileStorage {
                 return Err(failure(unwritten.step, "write", &place, &unwritten.error));
             }
         };
-        dir.remove(&other)
-            .map_err(|e| failure(FileStep::Name, "remove", &directory.join(&other), &e))?;
+        // Most often it is not there, and a look costs less than an attempt to remove it.
+        if !dir.look(Path::new(&other)).is_err_and(|e| is_missing(&e)) {
+            dir.remove(&other)
+                .map_err(|e| failure(FileStep::Name, "remove", &directory.join(&other), &e))?;
+        }
         self.remove_dead(&dir, &vcon.id, &own).map_err(|e| {
             failure(
                 FileStep::Directory,
@@ -301,6 +320,10 @@ impl Storage for FileStorage {
         })
     }
 
+    fn batch_saves(&mut self) {
+        self.shares_syncs = true;
+    }
+
     /// The system calls of a save have no time limit, and none of them can be cut short.
     fn longest_call(&self) -> Duration {
         SLOW_DISK
@@ -365,12 +388,20 @@ impl FileStorage {
         draft
             .publish(name)
             .map_err(|e| unwritten(FileStep::Name, e, draft.name()))?;
-        dir.sync()
+        self.sync(dir)
             .map_err(|e| unwritten(FileStep::Directory, e, draft.name()))?;
         Ok(WrittenDocument {
             file,
             draft: draft.name().to_owned(),
         })
+    }
+
+    /// Waits until the names in a directory are on the disk.
+    fn sync(&self, dir: &Dir) -> io::Result<()> {
+        if self.shares_syncs {
+            return self.syncs.sync(dir.identity()?, || dir.sync());
+        }
+        dir.sync()
     }
 
     /// Removes what killed processes have left of the vCon beside what was written now.
@@ -403,24 +434,33 @@ impl FileStorage {
         directory: &Path,
         own: (&Path, &FileStat),
     ) {
-        let root = &self.root.path;
-        let mut former = vec![root.clone()];
+        let (root, now) = (&self.root.path.clone(), changed(own.1));
+        let mut former = Vec::new();
+        if self.listings.may_hold_files(root, now) {
+            former.push(root.clone());
+        }
         former.extend(vcon.formerly.map(|date| root.join(date.day_path())));
         let is_of_these_days = (Utc::now().date_naive() - day).num_days().abs() <= 1;
         if is_of_these_days && vcon.created_at.is_some() {
             former.extend(search::neighbours(root, day));
         } else {
-            former.extend(search::near(root, day));
+            former.extend(search::near(root, day, &mut self.listings, now));
         }
         for likely in self.likely(vcon.id.made_on()) {
             if !former.contains(&likely) {
                 former.push(likely);
             }
         }
+        let names = self.names(&vcon.id);
         for former in former.iter().filter(|former| *former != directory) {
-            for name in self.names(&vcon.id) {
-                let copy = former.join(&name);
-                if let Err(e) = self.remove_older(top, &copy, &name, own, &vcon.id) {
+            // Most often tomorrow is not there.
+            let found = self.root.name_below(former).and_then(|it| top.look(it));
+            if former != root && found.is_err() {
+                continue;
+            }
+            for name in &names {
+                let copy = former.join(name);
+                if let Err(e) = self.remove_older(top, &copy, name, own, &vcon.id) {
                     let failure = failure(FileStep::Name, "remove", &copy, &e);
                     log::warn!(
                         "vCon {}: its copy of a former day stays: {failure}",

@@ -2,12 +2,15 @@
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, ErrorKind, Read};
 use std::ops::{ControlFlow, RangeInclusive};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{Datelike, NaiveDate, TimeDelta};
 use flate2::read::GzDecoder;
@@ -15,7 +18,7 @@ use nix::sys::stat::SFlag;
 
 use super::directory::{self, Dir, is_foreign, is_missing, is_unsafe};
 use super::errors::{FileStep, failure};
-use super::{FileStorage, GZIPPED};
+use super::{FileStorage, GZIPPED, PLAIN, draft};
 use crate::deadline::Limit;
 use crate::failure::Failure;
 use crate::vcon::{LARGEST_DOCUMENT, VconId};
@@ -30,6 +33,16 @@ const MOST_ENTRIES: usize = 50_000;
 
 /// The most entries of a directory that are read for [`near`].
 const FEW_ENTRIES: usize = 1_000;
+
+/// How long a listing stands for a directory that shows no change: some file systems, as those over object
+/// stores, do not keep the times of directories.
+const LISTING_AGE: Duration = Duration::from_secs(1);
+
+/// A directory that has not changed for more than so many seconds has another time after its next change.
+const SETTLED: i64 = 2;
+
+/// A lane keeps at most this many listings.
+const MOST_LISTINGS: usize = 64;
 
 /// At most this many directories are near a day.
 const MOST_NEAR: usize = 16;
@@ -60,13 +73,14 @@ fn all(directory: &Path, numbers: RangeInclusive<u32>) -> io::Result<Vec<PathBuf
 }
 
 /// Returns the directories of the days before and after, then existing ones of other days, the
-/// nearest first.
-pub(super) fn near(root: &Path, day: NaiveDate) -> Vec<PathBuf> {
+/// nearest first. `now` is the time by the clock of the file system.
+pub(super) fn near(root: &Path, day: NaiveDate, listings: &mut Listings, now: i64) -> Vec<PathBuf> {
     let mut found = neighbours(root, day);
     // A directory that is too long or cannot be read counts as one with the day's own number.
-    let list = |directory: &Path, numbers: &RangeInclusive<u32>, own: u32| {
-        let listed = listed(directory, numbers, FEW_ENTRIES).unwrap_or_default();
-        let mut listed = listed.unwrap_or_else(|| vec![own]);
+    let mut list = |directory: &Path, numbers: &RangeInclusive<u32>, own: u32| {
+        let mut listed = listings
+            .numbers(directory, numbers, now)
+            .unwrap_or_else(|| vec![own]);
         listed.sort_by_key(|number| (number.abs_diff(own), *number));
         listed
             .into_iter()
@@ -126,6 +140,16 @@ fn listed(
     numbers: &RangeInclusive<u32>,
     most: usize,
 ) -> io::Result<Option<Vec<u32>>> {
+    listed_with(directory, numbers, most, |_| ())
+}
+
+/// The same, and calls `visit` with each name.
+fn listed_with(
+    directory: &Path,
+    numbers: &RangeInclusive<u32>,
+    most: usize,
+    mut visit: impl FnMut(&OsStr),
+) -> io::Result<Option<Vec<u32>>> {
     let entries = match fs::read_dir(directory) {
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(Some(Vec::new()));
@@ -138,6 +162,7 @@ fn listed(
             return Ok(None);
         }
         let name = entry?.file_name();
+        visit(&name);
         let number = name.to_str().and_then(|text| text.parse().ok());
         found.extend(number.filter(|number| {
             // Not `7`, nor `+7`.
@@ -145,6 +170,112 @@ fn listed(
         }));
     }
     Ok(Some(found))
+}
+
+/// The directories that a lane has listed a moment ago: a save looks for the same few as the one before.
+#[derive(Default)]
+pub(super) struct Listings {
+    few: HashMap<PathBuf, Listing>,
+}
+
+/// What a directory held when it was listed.
+struct Listing {
+    at: Instant,
+    directory: DirectoryState,
+    /// `None` if it has too many entries, or cannot be read.
+    numbers: Option<Vec<u32>>,
+    may_hold_files: bool,
+}
+
+/// A directory in the state in which it was listed. It changes with each entry that is made or removed.
+type DirectoryState = [i64; 6];
+
+impl Listings {
+    /// The numbers among the entries of a directory; `None` if it has too many entries, or cannot be read.
+    fn numbers(
+        &mut self,
+        directory: &Path,
+        numbers: &RangeInclusive<u32>,
+        now: i64,
+    ) -> Option<Vec<u32>> {
+        let Some((state, is_settled)) = state(directory, now) else {
+            return listed(directory, numbers, FEW_ENTRIES).unwrap_or_default();
+        };
+        if let Some(listing) = self.known(directory, state) {
+            return listing.numbers.clone();
+        }
+        let listing = Listing::of(directory, numbers, state);
+        let found = listing.numbers.clone();
+        if is_settled {
+            self.keep(directory, listing);
+        }
+        found
+    }
+
+    /// Whether the root may hold documents, or hidden files of theirs.
+    pub fn may_hold_files(&mut self, root: &Path, now: i64) -> bool {
+        let Some((state, is_settled)) = state(root, now) else {
+            return true;
+        };
+        if let Some(listing) = self.known(root, state) {
+            return listing.may_hold_files;
+        }
+        // A look for three names costs less than a list that cannot be kept.
+        if !is_settled {
+            return true;
+        }
+        let listing = Listing::of(root, &YEARS, state);
+        let found = listing.may_hold_files;
+        self.keep(root, listing);
+        found
+    }
+
+    fn known(&self, directory: &Path, state: DirectoryState) -> Option<&Listing> {
+        let listing = self.few.get(directory)?;
+        let is_known = listing.directory == state && listing.at.elapsed() < LISTING_AGE;
+        is_known.then_some(listing)
+    }
+
+    fn keep(&mut self, directory: &Path, listing: Listing) {
+        if self.few.len() == MOST_LISTINGS {
+            self.few.clear();
+        }
+        self.few.insert(directory.to_owned(), listing);
+    }
+}
+
+impl Listing {
+    fn of(directory: &Path, numbers: &RangeInclusive<u32>, state: DirectoryState) -> Self {
+        let at = Instant::now();
+        let mut may_hold_files = false;
+        let found = listed_with(directory, numbers, FEW_ENTRIES, |name| {
+            let name = name.as_encoded_bytes();
+            let ends = [PLAIN, GZIPPED, draft::ENDING];
+            may_hold_files |= ends.iter().any(|end| name.ends_with(end.as_bytes()));
+        });
+        let found = found.unwrap_or_default();
+        Self {
+            at,
+            directory: state,
+            may_hold_files: may_hold_files || found.is_none(),
+            numbers: found,
+        }
+    }
+}
+
+/// The state of a directory, and whether a change from now on gives it another one: a file system may have a
+/// clock of whole seconds. `None` if the directory cannot be seen.
+fn state(directory: &Path, now: i64) -> Option<(DirectoryState, bool)> {
+    let found = fs::metadata(directory).ok()?;
+    let state = [
+        found.dev().cast_signed(),
+        found.ino().cast_signed(),
+        found.mtime(),
+        found.mtime_nsec(),
+        found.ctime(),
+        found.ctime_nsec(),
+    ];
+    Some((state, found.mtime().max(found.ctime()) + SETTLED < now))
 }
 
 /// A document that was found.
@@ -386,6 +517,11 @@ mod tests {
         text.parse().unwrap()
     }
 
+    /// With a lane's first look at them.
+    fn listed_near(root: &Path, day: NaiveDate) -> Vec<PathBuf> {
+        near(root, day, &mut Listings::default(), draft::now())
+    }
+
     #[test]
     fn only_numbers_of_that_length_and_range_are_directories_of_days() {
         let root = tree(&["2025", "0987", "987", "02025", "+123", "0000", "x", "2024"]);
@@ -431,7 +567,7 @@ mod tests {
             "2026/06/06",
             "2023/03/03",
         ]);
-        let found = near(root.path(), date("2025-01-02"));
+        let found = listed_near(root.path(), date("2025-01-02"));
         assert_eq!(
             shown(root.path(), &found),
             [
@@ -451,11 +587,59 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_is_kept_until_its_directory_changes_and_not_if_it_changed_a_moment_ago() {
+        let root = tree(&["2025/03/01"]);
+        let state = |root: &Path| super::state(root, 0).unwrap().0;
+        let mut listings = Listings::default();
+        // Just made: a second change may have the same time.
+        let now = fs::metadata(root.path()).unwrap().ctime();
+        assert!(listings.may_hold_files(root.path(), now));
+        near(root.path(), date("2025-03-03"), &mut listings, now);
+        assert!(listings.few.is_empty());
+
+        let later = now + 1000;
+        assert!(!listings.may_hold_files(root.path(), later));
+        let found = near(root.path(), date("2025-03-03"), &mut listings, later);
+        assert_eq!(found.len(), 3);
+        let (kept, march) = (listings.few.len(), root.path().join("2025/03"));
+        assert_eq!(kept, 3);
+        // Shows who has listed it again.
+        listings.few.get_mut(&march).unwrap().numbers = Some(vec![7, 8]);
+        let found = near(root.path(), date("2025-03-03"), &mut listings, later);
+        assert_eq!(found.len(), 4);
+        let known = state(&march);
+        let mut day = 10..=31;
+        while state(&march) == known {
+            fs::create_dir(march.join(day.next().unwrap().to_string())).unwrap();
+            std::thread::yield_now();
+        }
+        let found = near(root.path(), date("2025-03-03"), &mut listings, later);
+        assert!(found.contains(&march.join("10")) && !found.contains(&march.join("08")));
+
+        for name in ["x.json", "x.json.gz", ".x.50.tmp"] {
+            let (path, known) = (root.path().join(name), state(root.path()));
+            while state(root.path()) == known {
+                fs::write(&path, "").unwrap();
+                let _ = fs::remove_file(root.path().join("other"));
+                fs::write(root.path().join("other"), "").unwrap();
+            }
+            assert!(listings.may_hold_files(root.path(), later), "{name}");
+            fs::remove_file(path).unwrap();
+        }
+        // One that shows no change is listed again as well, after a while.
+        let listing = listings.few.get_mut(&march).unwrap();
+        listing.at = listing.at.checked_sub(LISTING_AGE).unwrap();
+        listing.numbers = Some(Vec::new());
+        let found = near(root.path(), date("2025-03-03"), &mut listings, later);
+        assert!(found.contains(&march.join("10")));
+    }
+
+    #[test]
     fn not_all_days_are_near() {
         let days: Vec<String> = (1..=28).map(|day| format!("2025/02/{day:02}")).collect();
         let days: Vec<&str> = days.iter().map(String::as_str).collect();
         let root = tree(&days);
-        let found = near(root.path(), date("2025-02-14"));
+        let found = listed_near(root.path(), date("2025-02-14"));
         assert_eq!(found.len(), MOST_NEAR);
         let shown = shown(root.path(), &found);
         assert_eq!(shown[..2], ["2025/02/13", "2025/02/15"]);
@@ -466,7 +650,7 @@ mod tests {
         }
         fs::create_dir_all(root.path().join("2024/02/01")).unwrap();
         fs::remove_dir_all(root.path().join("2025/02/01")).unwrap();
-        assert_eq!(near(root.path(), date("2025-02-14")), found);
-        assert_eq!(near(root.path(), date("2024-03-14")).len(), 3);
+        assert_eq!(listed_near(root.path(), date("2025-02-14")), found);
+        assert_eq!(listed_near(root.path(), date("2024-03-14")).len(), 3);
     }
 }

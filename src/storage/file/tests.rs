@@ -22,6 +22,9 @@ fn files(path: &Path) -> FileStorage {
         timed_calls: TimedCalls::new(),
         left: Vec::new(),
         passed_over: AtomicBool::new(false),
+        listings: Listings::default(),
+        syncs: Arc::default(),
+        shares_syncs: false,
     }
 }
 
@@ -1123,4 +1126,36 @@ fn directories_that_are_removed_are_made_anew() {
         files.save(&vcon, Deadline::NONE).unwrap();
         assert_eq!(tree(&root), [format!("2025/03/07/{ID}.json")]);
     }
+}
+
+/// A day that is there is opened in one step, which must not lead anywhere but to where a walk would.
+#[test]
+fn a_save_goes_into_the_directory_that_is_at_the_path_now() {
+    let place = tempfile::tempdir().unwrap();
+    let (root, aside) = (place.path().join("root"), place.path().join("aside"));
+    let mut files = files(&root);
+    files.batch_saves();
+    let vcon = vcon("2025-03-07", "{}");
+    let name = format!("2025/03/07/{ID}.json");
+    for moved in ["", "2025", "2025/03", "2025/03/07"] {
+        files.save(&vcon, Deadline::NONE).unwrap();
+        let moved = root.join(moved);
+        fs::rename(&moved, &aside).unwrap();
+        let before = tree(&aside);
+        fs::create_dir(&moved).unwrap();
+        files.save(&vcon, Deadline::NONE).unwrap();
+        assert_eq!(tree(&root), [name.as_str()]);
+        assert_eq!(tree(&aside), before);
+        let modified = fs::metadata(aside.join(&before[0])).unwrap().modified();
+        let now = fs::metadata(root.join(&name)).unwrap().modified();
+        assert!(modified.unwrap() <= now.unwrap());
+        fs::remove_dir_all(&aside).unwrap();
+    }
+    // Nor through a link that others may exchange.
+    fs::rename(root.join("2025/03"), &aside).unwrap();
+    std::os::unix::fs::symlink(&aside, root.join("2025/03")).unwrap();
+    files.save(&vcon, Deadline::NONE).unwrap();
+    set_mode(&root.join("2025"), 0o777);
+    let failure = files.save(&vcon, Deadline::NONE).unwrap_err();
+    assert!(failure.message.contains("is not followed"), "{failure}");
 }
