@@ -114,6 +114,95 @@ fn a_document_that_is_changed_keeps_the_time_that_it_has_left() {
     assert!((2900..=3000).contains(&left), "{left}");
 }
 
+/// A finish that also claims compares and replaces documents outside its script, if the user has the right to that.
+#[test]
+fn a_finish_that_claims_as_well_replaces_the_document_that_was_loaded_and_no_other() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let calls = || {
+        let stats: String = redis.ask(&["INFO", "commandstats"]);
+        let count = |line: &str| {
+            line.strip_prefix("cmdstat_bitop:calls=")?
+                .split(',')
+                .next()?
+                .parse()
+                .ok()
+        };
+        stats.lines().find_map(count).unwrap_or(0u64)
+    };
+    for may_compare in [true, false] {
+        if !may_compare {
+            redis.ask::<()>(&["ACL", "SETUSER", "default", "-bitop"]);
+        }
+        let before = calls();
+        for (meanwhile, is_changed, seconds, expected) in [
+            ("", true, 3000, Finished::Done),
+            ("", true, -1, Finished::Done),
+            ("", false, 3000, Finished::Done),
+            ("as long", true, -1, Finished::Changed),
+            ("as long", false, -1, Finished::Changed),
+            ("longer", true, 3000, Finished::Changed),
+            ("empty", true, -1, Finished::Changed),
+            ("new", true, 3000, Finished::Done),
+            ("gone", true, -1, Finished::Deleted),
+            ("gone", false, -1, Finished::Deleted),
+        ] {
+            let what = format!("{meanwhile}, changed: {is_changed}, may compare: {may_compare}");
+            let (id, key) = hand_in(&redis);
+            let (claim, kind, base) = claim(&mut queue);
+            let text = base.replacen('{', r#"{"note":"\u{e9}","#, 1);
+            let theirs = match meanwhile {
+                "as long" => Some(base.replacen('{', "[", 1)),
+                "longer" => Some(format!("{base} ")),
+                "empty" => Some(String::new()),
+                "new" => Some(text.clone()),
+                _ => None,
+            };
+            if let Some(theirs) = &theirs {
+                redis.ask::<()>(&["SET", &key, theirs]);
+            }
+            if seconds > 0 {
+                redis.ask::<()>(&["EXPIRE", &key, "3000"]);
+            }
+            if meanwhile == "gone" {
+                redis.ask::<()>(&["DEL", &key]);
+            }
+            let document = Replacement {
+                kind,
+                base: &base,
+                text: is_changed.then_some(&text),
+            };
+            let finish = finish(&id, Some(document));
+            let (finished, _) = queue
+                .finish_and_claim(&claim, &finish, &[list("in")])
+                .unwrap();
+            assert_eq!(finished, expected, "{what}");
+            let left: Option<String> = redis.ask(&["GET", &key]);
+            let ours = if is_changed { &text } else { &base };
+            let wanted = match expected {
+                Finished::Done => Some(ours),
+                _ => theirs.as_ref(),
+            };
+            assert_eq!(left.as_ref(), wanted, "{what}");
+            let time = time_left(&redis, &key);
+            let is_kept = match seconds {
+                3000 => (2900..=3000).contains(&time),
+                _ => time == if left.is_some() { -1 } else { -2 },
+            };
+            assert!(is_kept, "{time} {what}");
+            if finished == Finished::Changed {
+                assert_eq!(queue.release(&claim, None).unwrap(), Released::Done);
+                redis.ask::<()>(&["DEL", "in"]);
+            }
+            for kept in ["conserver:compared:*", "conserver:new:*"] {
+                assert_eq!(redis.ask::<Vec<String>>(&["KEYS", kept]), [""; 0], "{what}");
+            }
+        }
+        // A refused call counts as none.
+        assert_eq!(calls() - before, if may_compare { 5 } else { 0 });
+    }
+}
+
 #[test]
 fn a_finish_that_one_list_refuses_announces_on_none_and_then_on_each_once() {
     let redis = Redis::plain();

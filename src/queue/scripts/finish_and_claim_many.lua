@@ -25,6 +25,9 @@ local UUID_LENGTH = 36
 local call, pcall, unpack, KEYS, ARGV = redis.call, redis.pcall, unpack, KEYS, ARGV
 local lists = tonumber(ARGV[3])
 
+-- What goes through a script is copied and hashed, byte by byte: for a document, that costs more than all else that is
+-- done for its vCon. So none does: the lanes have put theirs under keys, which are compared, renamed and removed here.
+local compared = {nil, nil, nil, nil}
 -- `first` is the index at which the arguments of each lane begin.
 local lanes, first, count = {nil, nil, nil, nil}, {nil, nil, nil, nil}, 0
 local at = 4 + lists
@@ -32,6 +35,8 @@ while ARGV[at] do
   count = count + 1
   lanes[count], first[count] = ARGV[at], at
   local how = ARGV[at + 4]
+  if how == 'same' or how == 'swap' then compared[#compared + 1] = ARGV[at + 6] end
+  if how == 'swap' then compared[#compared + 1] = ARGV[at + 7] end
   at = at + (how == 'swap' and 8 or how == 'no' and 5 or how == 'is' and 6 or 7)
 end
 -- `HMGET` takes twice the time of `HGET`.
@@ -41,9 +46,6 @@ local held = count == 1 and {call('HGET', KEYS[1], lanes[1])} or call('HMGET', K
 local answers = {nil, nil, nil, nil, nil, nil, nil, nil}
 local done, ids, finished = {nil, nil, nil, nil}, {nil, nil, nil, nil}, 0
 local is_kept
--- What goes through a script is copied and hashed, byte by byte: for a document, that costs more than all else that is
--- done for its vCon. So none does: the lanes have put theirs under keys that are compared and renamed.
-local compared = {nil, nil, nil, nil}
 for i = 1, count do
   local at = first[i]
   local id, how = ARGV[at + 3], ARGV[at + 4]
@@ -54,7 +56,6 @@ for i = 1, count do
     outcome = held[i] and held[i]:sub(1, #token) == token and 'unusual' or 0
   elseif how == 'same' or how == 'swap' then
     local key, size, base = 'vcon:' .. id, tonumber(ARGV[at + 5]), ARGV[at + 6]
-    compared[#compared + 1] = base
     -- If another text stands there, that may be the new one, from an earlier try.
     outcome = 'unusual'
     local now, reply = pcall('STRLEN', key), false
@@ -68,9 +69,8 @@ for i = 1, count do
         outcome = 1
       elseif reply == -1 then
         if is_kept == nil then is_kept = call('EXISTS', 'conserver:progress', 'conserver:foreign') > 0 end
-        local draft = ARGV[at + 7]
-        compared[#compared + 1] = draft
         if not is_kept then
+          local draft = ARGV[at + 7]
           -- The draft has a time to live of its own.
           local left = call('PTTL', key)
           reply = left > 0 and pcall('PEXPIRE', draft, left) or pcall('PERSIST', draft)
