@@ -18,6 +18,10 @@ use crate::visible::printable;
 /// its script interpreter.
 pub(super) const INLINE_LIMIT: usize = 64 << 10;
 
+/// The same for RedisJSON, of which the server tells the memory, a few times the text; the same number stands in
+/// `claim_limits.lua`. To compare it outside a script, the server writes it out once more.
+pub(super) const JSON_INLINE_LIMIT: usize = 1 << 20;
+
 /// An entry of more bytes is no UUID; the same number stands in `claim_limits.lua`.
 const MOST_OF_ENTRY: usize = 1024;
 

@@ -1,7 +1,7 @@
 //! Documents in Redis: load, compare, replace, restore, delete.
 //!
 //! A document is replaced only if the one it was made of still stands under its key. A script compares
-//! the texts. The key of a document that is too large for the script interpreter is watched (`WATCH`) from
+//! the texts, or has the server compare them. The key of a document that is too large for the script interpreter is watched (`WATCH`) from
 //! its load on, so that it is compared only if somebody touched it, or the connection is another one by then:
 //! piece by piece, while the key is watched.
 //!
@@ -9,7 +9,7 @@
 
 use redis::{Cmd, RedisError, RedisResult, Value};
 
-use super::claim::{INLINE_LIMIT, texts};
+use super::claim::{INLINE_LIMIT, JSON_INLINE_LIMIT, texts};
 use super::requests::{Commands, executed, round_trip, transaction};
 use super::{Queue, QueueError, RedisConnection, keys};
 use crate::redis_server::{Connection, has_json, why_too_long};
@@ -373,7 +373,11 @@ pub(super) enum Comparison {
 impl Replacement<'_> {
     /// Whether one of the texts is too large for the script interpreter.
     pub(super) fn is_large(&self) -> bool {
-        self.base.len().max(self.text.map_or(0, str::len)) > INLINE_LIMIT
+        let most = match self.kind {
+            DocumentFormat::Text => INLINE_LIMIT,
+            DocumentFormat::Json => JSON_INLINE_LIMIT,
+        };
+        self.base.len().max(self.text.map_or(0, str::len)) > most
     }
 }
 
@@ -391,6 +395,12 @@ impl Queue {
         let key = id.key();
         let (base, text) = (document.base, document.text);
         let is_watched = self.watches(id);
+        if !is_watched {
+            // The watch of another vCon, which a link has left for this one, would fail the transaction.
+            self.unwatch()?;
+        }
+        // Whatever comes of it, the next try compares.
+        self.watched = None;
         self.with(|connection, _, _, _| {
             if let Some(text) = text {
                 check_length(connection, text)?;
@@ -416,7 +426,6 @@ impl Queue {
             }
             Ok(compared)
         })
-        .inspect(|_| self.watched = None)
     }
 
     /// Whether the connection has watched the key of this vCon since the document was loaded.

@@ -6,7 +6,7 @@
 //! before (see `documents.rs`) and writes the new text under a key of its own.
 //!
 //! Several lanes of a worker share one call (`finish_and_claim_many.lua`) if there is nothing unusual about
-//! their vCons.
+//! their vCons. Texts that replace others do not go through that script, but stand under keys of their own.
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ use super::{Claim, DocumentFormat, Queue, QueueError, Reason, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
 
-/// How long a text stays in Redis to be compared with a document, or to replace it, in milliseconds. The script that does
-/// that goes with it, and leaves none.
+/// How long a text stays in Redis to be compared with a document, or to replace it, in milliseconds. The script
+/// that does that goes with it, and leaves none.
 const COMPARED_FOR: &[u8] = b"10000";
 
 /// What to do at the end of a vCon.
@@ -135,7 +135,9 @@ impl Queue {
                 self.on_error(QueueError::UnexpectedReply("finishing several vCons"))
             })?;
             let finished = shared_outcome(outcome, next).map_err(|error| self.on_error(error))?;
-            if let SharedOutcome::Unusual { refusal: Some(why) } = &finished {
+            if let SharedOutcome::Unusual { refusal: Some(why) } = &finished
+                && lacks_a_right(why)
+            {
                 log::debug!(
                     "Redis refuses to compare documents, which its scripts do from now on: {why}"
                 );
@@ -189,18 +191,19 @@ impl Queue {
             None => {
                 own.arg(b"no");
             }
-            Some(Replacement { base, text, .. }) if self.can_compare => {
+            Some(Replacement {
+                base,
+                text: Some(text),
+                ..
+            }) if self.can_compare => {
                 let keys = ComparedKeys::of(&self.lane_id, next);
-                own.arg(if text.is_some() { b"swap" } else { b"same" });
-                own.arg(base.len().to_string().as_bytes());
-                for (key, text) in [(keys.base, Some(base)), (keys.draft, text)] {
-                    if let Some(text) = text {
-                        own.arg(key.as_bytes());
-                        let mut set = Arguments::default();
-                        set.arg(b"SET").arg(key.as_bytes()).arg(text.as_bytes());
-                        set.arg(b"PX").arg(COMPARED_FOR);
-                        before.push(set);
-                    }
+                own.arg(b"swap").arg(base.len().to_string().as_bytes());
+                for (key, text) in [(keys.base, base), (keys.draft, text)] {
+                    own.arg(key.as_bytes());
+                    let mut set = Arguments::default();
+                    set.arg(b"SET").arg(key.as_bytes()).arg(text.as_bytes());
+                    set.arg(b"PX").arg(COMPARED_FOR);
+                    before.push(set);
                 }
             }
             Some(Replacement { base, text, .. }) => {
@@ -440,6 +443,18 @@ enum SharedOutcome {
     Finished(Finished, Option<Value>),
     /// Nothing: `finish.lua` has to do it. The server's error if it refused the way to compare the document.
     Unusual { refusal: Option<String> },
+}
+
+/// Whether the server refuses a command to this user, or does not have it. Another refusal passes.
+fn lacks_a_right(why: &str) -> bool {
+    // Redis 6 and 7 word it differently, and again inside a script.
+    let words = [
+        "NOPERM",
+        "no permissions",
+        "user executing the script",
+        "nknown ",
+    ];
+    words.iter().any(|word| why.contains(word))
 }
 
 /// Reads what `finish_and_claim_many.lua` returned for a lane.

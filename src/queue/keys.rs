@@ -45,7 +45,8 @@ impl LaneKeys {
     }
 }
 
-/// Where the texts of a document stand while a lane requests the claim with this token. No other request uses these keys.
+/// Where the texts of a document stand while a lane requests the claim with this token. No other request uses
+/// these keys.
 pub(super) struct ComparedKeys {
     /// The text that must stand under the document's key.
     pub base: String,

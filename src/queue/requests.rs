@@ -803,8 +803,8 @@ impl Seat {
 }
 
 /// Sends the requests together. Returns a reply to each, in their order, and whether the connection should be
-/// closed, as the documents that the commands after shared calls returned are large. Once the connection has failed, the rest of the
-/// replies is that error.
+/// closed, as the documents that the commands after shared calls returned are large. Once the connection has
+/// failed, the rest of the replies is that error.
 fn send(connection: &mut Connection, batch: &[LaneRequest]) -> (Vec<RedisResult<Value>>, bool) {
     // The requests that each command serves.
     let mut commands: Vec<Vec<usize>> = Vec::new();

@@ -1,7 +1,8 @@
 //! Connections to a Redis server: that of the queue, or one that stores vCons.
 //!
 //! `mod.rs` logs in and says what a server can do; `connect.rs` connects in time and asks sentinels;
-//! `connection.rs` sends commands and reads replies; `error.rs` says what a server's error means. Knows TLS, sentinels and time limits, nothing of keys.
+//! `connection.rs` sends commands and reads replies; `error.rs` says what a server's error means. Knows TLS,
+//! sentinels and time limits, nothing of keys.
 
 mod connect;
 mod connection;

@@ -61,7 +61,8 @@ impl Drop for SharedWords {
 /// The system's allocator, which asks for huge pages where a block is large.
 ///
 /// A large document is a new block at each step. In pages of 4 KB, the system is interrupted 256 times for each
-/// MB, which takes longer than to copy it. A huge page of 2 MB lies within the block, so it takes no more memory.
+/// MB, which takes longer than to copy it. From [`LargeBlockAllocator::LEAST`] on, such a block is a mapping of its own
+/// ([`give_back_large_blocks`]), of which at most one huge page of 2 MB is not filled.
 pub struct LargeBlockAllocator;
 
 impl LargeBlockAllocator {

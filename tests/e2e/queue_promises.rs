@@ -199,7 +199,7 @@ fn a_finish_that_claims_as_well_replaces_the_document_that_was_loaded_and_no_oth
             }
         }
         // A refused call counts as none.
-        assert_eq!(calls() - before, if may_compare { 5 } else { 0 });
+        assert_eq!(calls() - before, if may_compare { 3 } else { 0 });
     }
 }
 

@@ -39,7 +39,9 @@ fn start(redis: &Redis, config: &Value) -> Daemon {
 fn finishes_what_is_unchanged(redis: &Redis) {
     let (files, samples) = (Files::new(), fresh(50));
     submit(redis, "default", &samples);
-    for sample in &samples {
+    // Those without a context are finished by a script of their own.
+    let with_context = &samples[..25];
+    for sample in with_context {
         let context = format!("context:default:{}", sample.id);
         redis.ask::<i64>(&["RPUSH", &context, r#"{"trace_id":"0af7"}"#]);
     }
@@ -47,7 +49,7 @@ fn finishes_what_is_unchanged(redis: &Redis) {
     let daemon = start(redis, &unchanging(&[], &files));
     Ledger::of(redis, &samples).settles();
     assert_eq!(files.paths().len(), samples.len());
-    for sample in &samples {
+    for sample in with_context {
         assert_eq!(redis.length(&format!("context:done:{}", sample.id)), 1);
     }
     assert_eq!(daemon.count_in_log("Redis is away"), 0);

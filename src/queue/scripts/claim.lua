@@ -2,7 +2,7 @@
 -- list, and before the scripts that claim.
 -- KEYS: 1 the worker's claims hash, 2 the lease on the instance's name, 3 the set of instances, 4 the instance's set
 --       of workers, then the lists in order.
--- ARGV: 1 lane, 2 how many bytes a document may have to be returned here, 3 the record of our lease, 4 its time to
+-- ARGV: 1 lane, 2 how many bytes a plain document may have to be returned here, 3 the record of our lease, 4 its time to
 --       live, 5 the instance, 6 the worker, 7 the time to live that a document gets once less than half of it is left,
 --       8 the mark of our lease, 9 the time of the request, 10 the number of lists, then the name of each list as JSON.
 -- Returns {token, list, entry, context, kind, document, fault, deaths, progress}. token is '' if all lists are empty;
@@ -20,7 +20,7 @@ end
 
 local function json_document(key)
   local size = redis.pcall('JSON.DEBUG', 'MEMORY', key)
-  if type(size) ~= 'number' or size > tonumber(ARGV[2]) then return 'json-large', '' end
+  if type(size) ~= 'number' or size > MOST_OF_JSON then return 'json-large', '' end
   local text = redis.pcall('JSON.GET', key)
   if type(text) == 'table' then
     -- A missing right is no fault of the document: the lane waits until it has the right.

@@ -5,14 +5,14 @@
 -- ARGV: 1 the record of our lease, 2 the time to live that a document gets once less than half of it is left, 3 the
 --       number of ingress lists, then for each what stands between the token and the entry in the record of a claim,
 --       then for each lane: lane, the record of its claim, the token of its next one, the UUID to announce, and for its
---       document 'no', or 'same' with the length of the text that must stand there and the key that holds it, or 'swap'
---       with both and the key that holds the text to write; or if the user may not compare like that, 'is' with the text
---       that must stand there, or 'put' with that and the text to write.
+--       document 'no', or 'is' with the text that must stand there, or 'swap' with the length of that, the key that holds
+--       it, and the key that holds the text to write; or, if the user may not compare like that, 'put' with both texts.
 -- Returns two values for each lane. The first is 1 if the vCon is finished, 2 if it is and its document had been
 -- deleted meanwhile, 0 if the lane no longer holds the claim, 'changed', 'unwritten', or 'unusual'. With 'unwritten',
--- the second is the error; with 'unusual', that of a refused way to compare. With 1 and 2, it is the entry claimed from the first list, '' if all lists are empty, {list,
--- entry, context, kind, fault, deaths} if there is more to tell, or nil if the lane has to ask for a claim alone. list
--- is the number of a list, 0 if all are empty. kind is 'look' if the lane has to ask for this claim again, or 'string'.
+-- the second is the error; with 'unusual', that of a refused way to compare. With 1 and 2, it is the entry claimed from
+-- the first list, '' if all lists are empty, {list, entry, context, kind, fault, deaths} if there is more to tell, or nil
+-- if the lane has to ask for a claim alone. list is the number of a list, 0 if all are empty. kind is 'look' if the lane
+-- has to ask for this claim again, or 'string'.
 -- Documents are not returned here: `SORT` gets them for the first entries of the list of claimed entries, one for each
 -- lane, the last lane first. That costs the server less than half of what a script costs that returns them.
 --
@@ -35,8 +35,10 @@ while ARGV[at] do
   count = count + 1
   lanes[count], first[count] = ARGV[at], at
   local how = ARGV[at + 4]
-  if how == 'same' or how == 'swap' then compared[#compared + 1] = ARGV[at + 6] end
-  if how == 'swap' then compared[#compared + 1] = ARGV[at + 7] end
+  if how == 'swap' then
+    compared[#compared + 1] = ARGV[at + 6]
+    compared[#compared + 1] = ARGV[at + 7]
+  end
   at = at + (how == 'swap' and 8 or how == 'no' and 5 or how == 'is' and 6 or 7)
 end
 -- `HMGET` takes twice the time of `HGET`.
@@ -54,29 +56,28 @@ for i = 1, count do
     -- The lane still holds its claim if the record begins with its token.
     local token = ARGV[at + 1]:match('^{"since":[%d.]+,"by":"[^"]*"') or ''
     outcome = held[i] and held[i]:sub(1, #token) == token and 'unusual' or 0
-  elseif how == 'same' or how == 'swap' then
-    local key, size, base = 'vcon:' .. id, tonumber(ARGV[at + 5]), ARGV[at + 6]
+  elseif how == 'swap' then
+    local key, size, base, draft = 'vcon:' .. id, tonumber(ARGV[at + 5]), ARGV[at + 6], ARGV[at + 7]
     -- If another text stands there, that may be the new one, from an earlier try.
     outcome = 'unusual'
     local now, reply = pcall('STRLEN', key), false
     if now == 0 then
-      if call('EXISTS', key) == 0 then outcome = 2 end
+      if pcall('EXISTS', key) == 0 then outcome = 2 end
     elseif now == size then
+      if is_kept == nil then is_kept = pcall('EXISTS', 'conserver:progress', 'conserver:foreign') ~= 0 end
       -- Bits that are the same in both texts become 0. If all are, there is no 1.
       reply = pcall('BITOP', 'XOR', base, key, base)
       if reply == size then reply = pcall('BITPOS', base, 1) end
-      if reply == -1 and how == 'same' then
-        outcome = 1
-      elseif reply == -1 then
-        if is_kept == nil then is_kept = call('EXISTS', 'conserver:progress', 'conserver:foreign') > 0 end
-        if not is_kept then
-          local draft = ARGV[at + 7]
-          -- The draft has a time to live of its own.
-          local left = call('PTTL', key)
-          reply = left > 0 and pcall('PEXPIRE', draft, left) or pcall('PERSIST', draft)
-          if reply == 1 then reply = pcall('RENAME', draft, key) end
-          if type(reply) == 'table' and reply.ok then outcome = 1 end
+      if reply == -1 and not is_kept then
+        -- The draft has a time to live of its own. Each of these returns 0 if it is gone.
+        reply = pcall('PTTL', key)
+        if reply == -1 then
+          reply = pcall('PERSIST', draft)
+        elseif type(reply) == 'number' then
+          reply = pcall('PEXPIRE', draft, math.max(reply, 1))
         end
+        if reply == 1 then reply = pcall('RENAME', draft, key) end
+        if type(reply) == 'table' and reply.ok then outcome = 1 end
       end
     end
     if type(reply) == 'table' and reply.err then
@@ -91,7 +92,7 @@ for i = 1, count do
     elseif how == 'is' then
       if now ~= ARGV[at + 5] then outcome = 'changed' end
     elseif now ~= text then
-      if is_kept == nil then is_kept = call('EXISTS', 'conserver:progress', 'conserver:foreign') > 0 end
+      if is_kept == nil then is_kept = pcall('EXISTS', 'conserver:progress', 'conserver:foreign') ~= 0 end
       if now ~= ARGV[at + 5] then
         outcome = 'changed'
       elseif is_kept then
@@ -99,8 +100,8 @@ for i = 1, count do
       else
         local left = call('PTTL', key)
         local written
-        if left > 0 then
-          written = pcall('SET', key, text, 'PX', left)
+        if left >= 0 then
+          written = pcall('SET', key, text, 'PX', math.max(left, 1))
         else
           written = pcall('SET', key, text)
         end
