@@ -4,7 +4,6 @@ use serde_json::json;
 
 use super::Effort;
 use super::case::{self, Case};
-use super::costs;
 use super::document::{Document, USUAL};
 use super::floor::Loops;
 use super::idle;
@@ -185,8 +184,8 @@ fn figures(servers: &Servers, effort: &Effort, report: &mut Report) {
     ] {
         progress(&format!("acceptance: memory after work, {}", case.name));
         let count = if effort.quick { 200 } else { 2000 };
-        let memory = costs::cost(servers, &case, &document, count).memory;
-        let what = format!("PSS of a worker after {count} vCons, {}, MB", case.name);
+        let memory = median(&processes::after_work(servers, &case, &document, count));
+        let what = format!("PSS per worker after {count} vCons, {}, MB", case.name);
         add(what, memory, AFTER_WORK);
     }
     for case in [case::NONE, case::FILE, case::POSTGRES, case::S3] {

@@ -69,7 +69,7 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
 }
 
 /// What one vCon has cost, and the memory that is left.
-pub struct Cost {
+struct Cost {
     /// Seconds.
     cpu: f64,
     kernel: f64,
@@ -77,11 +77,11 @@ pub struct Cost {
     /// Or why they were not counted.
     calls: Result<f64, String>,
     /// The worker's, in megabytes, once it has nothing to do any more.
-    pub memory: f64,
+    memory: f64,
 }
 
 /// Of so many vCons on one lane.
-pub fn cost(servers: &Servers, case: &Case, document: &Document, count: usize) -> Cost {
+fn cost(servers: &Servers, case: &Case, document: &Document, count: usize) -> Cost {
     servers.empty();
     let ids = ids(count + 20);
     servers.load(document, &ids);

@@ -11,9 +11,9 @@ use serde_json::json;
 
 use super::Effort;
 use super::case::{self, Case};
-use super::document::{Document, USUAL};
+use super::document::{Document, USUAL, ids};
 use super::harness::{Conserver, Daemon, PATIENCE, Redis, chain, wait_until};
-use super::ours::{self, Way};
+use super::ours::{self, Done, Way};
 use super::report::{Report, median, percentile, print, progress, table};
 use super::servers::Servers;
 
@@ -105,6 +105,19 @@ pub fn idle_workers(servers: &Servers, method: &str) -> Vec<f64> {
     let daemon = idle(&servers.redis, method).start();
     let workers = daemon.wait_for_workers(WORKERS);
     let sizes = workers.values().map(memory).collect();
+    ours::stop(servers, daemon);
+    sizes
+}
+
+/// The memory of as many workers after so many vCons, in megabytes.
+pub fn after_work(servers: &Servers, case: &Case, document: &Document, count: usize) -> Vec<f64> {
+    servers.empty();
+    let ids = ids(count);
+    servers.load(document, &ids);
+    let daemon = ours::start(servers, case, Way::of(WORKERS, 1));
+    servers.push("default", &ids);
+    Done::of(&servers.redis).wait_for(count);
+    let sizes = daemon.workers().values().map(memory).collect();
     ours::stop(servers, daemon);
     sizes
 }
