@@ -64,7 +64,7 @@ impl<In: Transport> Connector<In> for TcpConnector {
         let config = details.config;
         Ok(Some(Either::B(TcpTransport {
             stream,
-            buffers: SplitBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
+            buffers: HeldBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
             longest_read: None,
             longest_write: None,
             is_fresh: true,
@@ -165,7 +165,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
 #[derive(Debug)]
 struct TcpTransport {
     stream: TcpStream,
-    buffers: SplitBuffers,
+    buffers: HeldBuffers,
     /// The time limits that the socket has now.
     longest_read: Option<Duration>,
     longest_write: Option<Duration>,
@@ -313,10 +313,10 @@ impl TimeLimit {
     }
 }
 
-/// The buffers of a connection, allocated at their first use. Memory that no request has filled is never
-/// touched.
+/// The buffers of a connection, allocated at their first use. The system hands out most of that memory zeroed,
+/// so that what no request fills is not touched. The output keeps what waits to be sent.
 #[derive(Debug)]
-struct SplitBuffers {
+struct HeldBuffers {
     input: Vec<u8>,
     input_size: usize,
     /// The bytes `consumed..filled` of the input were received and not consumed yet.
@@ -330,7 +330,7 @@ struct SplitBuffers {
     held: usize,
 }
 
-impl SplitBuffers {
+impl HeldBuffers {
     fn new(input_size: usize, output_size: usize) -> Self {
         Self {
             input: Vec::new(),
@@ -359,7 +359,7 @@ impl SplitBuffers {
     }
 }
 
-impl Buffers for SplitBuffers {
+impl Buffers for HeldBuffers {
     fn output(&mut self) -> &mut [u8] {
         if self.output.is_empty() {
             self.output = vec![0; self.output_size];
@@ -424,7 +424,7 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let transport = TcpTransport {
             stream,
-            buffers: SplitBuffers::new(size, size),
+            buffers: HeldBuffers::new(size, size),
             longest_read: None,
             longest_write: None,
             is_fresh: true,
@@ -464,7 +464,7 @@ mod tests {
 
     #[test]
     fn input_that_is_not_consumed_yet_stays_in_front_of_what_follows() {
-        let mut buffers = SplitBuffers::new(8, 8);
+        let mut buffers = HeldBuffers::new(8, 8);
         for (text, consumed, left) in [("abcdef", 4, "ef"), ("ghij", 0, "efghij"), ("k", 7, "")] {
             buffers.input_append_buf()[..text.len()].copy_from_slice(text.as_bytes());
             buffers.input_appended(text.len());
