@@ -7,7 +7,8 @@
 #   tests/run.sh holds dlq::retry      several groups, and tests of one whose names begin so
 #   tests/run.sh --test packaging      everything before the tests; then arguments that begin with - go to `cargo test`
 #   tests/run.sh --peers               runs nothing, and installs what `cargo bench --bench peers` measures besides:
-#                                      BullMQ with Node.js, dramatiq and RQ, some 50 MB more in the cache
+#                                      BullMQ, dramatiq and RQ, some 50 MB more in the cache; and, from the
+#                                      distribution, Node.js and npm where they are missing
 #
 # After the names of groups, arguments go to the tests: `tests/run.sh holds -- --nocapture`.
 #
@@ -207,8 +208,9 @@ install_peers() {
   if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
     say "Installing Node.js"
     if command -v apt-get >/dev/null; then
-      as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o APT::Sandbox::User=root install -y \
-        --no-install-recommends nodejs npm
+      local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o APT::Sandbox::User=root)
+      as_root "${apt[@]}" update
+      as_root "${apt[@]}" install -y --no-install-recommends nodejs npm
     elif command -v dnf >/dev/null; then
       as_root dnf install -y nodejs npm
     else

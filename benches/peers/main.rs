@@ -1,7 +1,7 @@
 //! The daemon beside what people would use instead: job queues with an equivalent job on the same servers.
 //!
 //! `cargo bench --bench peers`: private servers, the real programs, about 40 minutes. `tests/run.sh --peers` installs
-//! them before. After `--`: `--quick` for a few minutes, names of peers for these alone. The table goes to standard
+//! them before, with Node.js where it is missing. After `--`: `--quick` for a few minutes, names of peers for these alone. The table goes to standard
 //! output, the figures behind it to `target/bench/peers.json`.
 //!
 //! A job reads a vCon of 4.5 KB from Redis, parses it, adds a tag, saves it, writes it back and announces it on a list;
@@ -53,7 +53,8 @@ const SLOTS: [usize; 2] = [4, 32];
 #[derive(Parser)]
 #[command(
     about = "The daemon beside what people would use instead, with an equivalent job on the same servers",
-    after_help = "Before: tests/run.sh --peers installs BullMQ, dramatiq and RQ into the cache of the tests. \
+    after_help = "Before: tests/run.sh --peers installs BullMQ, dramatiq and RQ into the cache of the tests, and Node.js \
+        and npm from the distribution where they are missing. \
         CONSERVER_PEER=FOLDER, where main.py of the existing Python worker daemon lies, measures it too (one whose \
         documents are plain strings); CONSERVER_PYTHON names the interpreter that has its packages.\n\n\
         Each round starts every peer anew, measures the time from there to the first job done, and warms it up. Then \

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use conserver::procfs::proportional_set_size;
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -120,10 +121,17 @@ impl<'a> Service<'a> {
 
     /// Starts it again where it has ended, as a service manager does.
     pub fn tend(&mut self) {
-        if self.main.try_wait().expect("a child").is_some() {
-            thread::sleep(RESTART_PAUSE);
-            self.main = launch(self.site, self.peer, self.shape);
+        let main = Pid::from_raw(self.main());
+        // It is not waited for yet: its number, and that of its group, is nobody else's.
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        if waitid(Id::Pid(main), look).expect("a child") == WaitStatus::StillAlive {
+            return;
         }
+        // Its workers may have outlived it.
+        let _ = killpg(main, Signal::SIGKILL);
+        self.main.wait().expect("a child");
+        thread::sleep(RESTART_PAUSE);
+        self.main = launch(self.site, self.peer, self.shape);
     }
 
     /// Kills the worker process that has worked most. The main process has no time of its own to speak of.

@@ -32,8 +32,8 @@ function connect(options) {
 function work(processes, concurrency) {
   if (cluster.isPrimary) {
     for (let number = 0; number < processes; number++) cluster.fork();
-    // As a process manager does.
-    cluster.on('exit', () => cluster.fork());
+    // As a process manager does, after the pause that is the default of systemd.
+    cluster.on('exit', () => setTimeout(() => cluster.fork(), 100));
     return;
   }
   const redis = connect({ ...WORKER, enableAutoPipelining: true });

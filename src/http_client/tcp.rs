@@ -64,7 +64,7 @@ impl<In: Transport> Connector<In> for TcpConnector {
         let config = details.config;
         Ok(Some(Either::B(TcpTransport {
             stream,
-            buffers: SplitBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
+            buffers: HeldBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
             longest_read: None,
             longest_write: None,
             is_fresh: true,
@@ -75,7 +75,7 @@ impl<In: Transport> Connector<In> for TcpConnector {
 /// Connects to the first address that can be reached. Each gets half of the time that is left, the last
 /// one all of it.
 fn connect(addresses: &[SocketAddr], timeout: NextTimeout) -> Result<TcpStream, Error> {
-    let limit = TimeLimit::begin(timeout);
+    let limit = TimeLimit::begin(timeout)?;
     let mut failed = Error::from(io::Error::from(ErrorKind::ConnectionRefused));
     for (place, address) in addresses.iter().enumerate() {
         let share = limit.left().map(|left| {
@@ -165,7 +165,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
 #[derive(Debug)]
 struct TcpTransport {
     stream: TcpStream,
-    buffers: SplitBuffers,
+    buffers: HeldBuffers,
     /// The time limits that the socket has now.
     longest_read: Option<Duration>,
     longest_write: Option<Duration>,
@@ -180,7 +180,7 @@ impl TcpTransport {
         if held == 0 {
             return Ok(());
         }
-        let limit = TimeLimit::begin(timeout.for_write());
+        let limit = TimeLimit::begin(timeout.for_write())?;
         let mut rest = &self.buffers.output[..held];
         while !rest.is_empty() {
             limit.set(&mut self.longest_write, |longest| {
@@ -212,7 +212,7 @@ impl Transport for TcpTransport {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         self.flush(timeout)?;
-        let limit = TimeLimit::begin(timeout.for_read());
+        let limit = TimeLimit::begin(timeout.for_read())?;
         loop {
             limit.set(&mut self.longest_read, |longest| {
                 self.stream.set_read_timeout(longest)
@@ -248,12 +248,17 @@ struct TimeLimit {
 }
 
 impl TimeLimit {
-    fn begin(timeout: NextTimeout) -> Self {
-        Self {
+    /// Fails if nothing is left of the time. TLS asks for one step after the other, each with what is left
+    /// of one limit: with a little time for each, a server that sends byte by byte would never be given up.
+    fn begin(timeout: NextTimeout) -> Result<Self, Error> {
+        if timeout.after.is_zero() {
+            return Err(Error::Timeout(timeout.reason));
+        }
+        Ok(Self {
             begun: Instant::now(),
             time: timeout.not_zero().map(|time| *time),
             reason: timeout.reason,
-        }
+        })
     }
 
     /// What is left of it; never nothing, which would stand for no limit.
@@ -308,10 +313,10 @@ impl TimeLimit {
     }
 }
 
-/// The buffers of a connection, allocated at their first use. Memory that no request has filled is never
-/// touched.
+/// The buffers of a connection, allocated at their first use. The system hands out most of that memory zeroed,
+/// so that what no request fills is not touched. The output keeps what waits to be sent.
 #[derive(Debug)]
-struct SplitBuffers {
+struct HeldBuffers {
     input: Vec<u8>,
     input_size: usize,
     /// The bytes `consumed..filled` of the input were received and not consumed yet.
@@ -325,7 +330,7 @@ struct SplitBuffers {
     held: usize,
 }
 
-impl SplitBuffers {
+impl HeldBuffers {
     fn new(input_size: usize, output_size: usize) -> Self {
         Self {
             input: Vec::new(),
@@ -354,7 +359,7 @@ impl SplitBuffers {
     }
 }
 
-impl Buffers for SplitBuffers {
+impl Buffers for HeldBuffers {
     fn output(&mut self) -> &mut [u8] {
         if self.output.is_empty() {
             self.output = vec![0; self.output_size];
@@ -401,6 +406,7 @@ mod tests {
     use std::net::TcpListener;
     use std::thread;
 
+    use ureq::unversioned::transport::{TransportAdapter, time};
     use ureq::{Agent, Proxy};
 
     use super::*;
@@ -418,7 +424,7 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let transport = TcpTransport {
             stream,
-            buffers: SplitBuffers::new(size, size),
+            buffers: HeldBuffers::new(size, size),
             longest_read: None,
             longest_write: None,
             is_fresh: true,
@@ -458,7 +464,7 @@ mod tests {
 
     #[test]
     fn input_that_is_not_consumed_yet_stays_in_front_of_what_follows() {
-        let mut buffers = SplitBuffers::new(8, 8);
+        let mut buffers = HeldBuffers::new(8, 8);
         for (text, consumed, left) in [("abcdef", 4, "ef"), ("ghij", 0, "efghij"), ("k", 7, "")] {
             buffers.input_append_buf()[..text.len()].copy_from_slice(text.as_bytes());
             buffers.input_appended(text.len());
@@ -507,6 +513,51 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_tried_when_no_time_is_left() {
+        let (mut transport, mut server) = pair(100);
+        let address = server.local_addr().unwrap();
+        server.write_all(b"answer").unwrap();
+        let is_over = |error| matches!(error, Error::Timeout(Timeout::Global));
+        assert!(is_over(transport.await_input(within(0)).unwrap_err()));
+        transport.buffers().output();
+        assert!(is_over(
+            transport.transmit_output(100, within(0)).unwrap_err()
+        ));
+        assert!(is_over(connect(&[address], within(0)).unwrap_err()));
+        let timeout = NextTimeout {
+            per_read: Some(Duration::ZERO.into()),
+            ..within(5000)
+        };
+        let error = transport.await_input(timeout).unwrap_err();
+        assert!(matches!(error, Error::Timeout(Timeout::PerRead)), "{error}");
+    }
+
+    #[test]
+    fn a_server_that_answers_byte_by_byte_is_given_up_in_time() {
+        let (transport, mut server) = pair(100);
+        // This is how TLS reads: step by step, within one limit.
+        let mut adapter = TransportAdapter::new(transport, Arc::new(time::Instant::now));
+        adapter.set_timeout(within(50));
+        let start = Instant::now();
+        let mut drip = || -> io::Result<()> {
+            server.write_all(b"x")?;
+            assert_eq!(adapter.read(&mut [0])?, 1);
+            Ok(())
+        };
+        let mut bytes = 0;
+        let error = loop {
+            match drip() {
+                Ok(()) => bytes += 1,
+                Err(error) => break error,
+            }
+            let took = start.elapsed();
+            assert!(took < Duration::from_secs(10), "{bytes} bytes in {took:?}");
+        };
+        assert!(error.to_string().contains("timeout"), "{error}");
+        assert!(start.elapsed() >= Duration::from_millis(50));
+    }
+
+    #[test]
     fn requests_that_follow_each_other_share_the_limit_of_the_socket() {
         let seconds = |seconds: f64| Some(Duration::from_secs_f64(seconds));
         for (had, left, has) in [
@@ -517,7 +568,7 @@ mod tests {
             (seconds(26.25), 60.0, seconds(52.5)),
             (seconds(26.25), 0.5, seconds(0.5)),
         ] {
-            let limit = TimeLimit::begin(within((left * 1000.0) as u64));
+            let limit = TimeLimit::begin(within((left * 1000.0) as u64)).unwrap();
             let (mut now, mut set) = (had, had);
             let apply = |longest| {
                 set = longest;

@@ -1,8 +1,10 @@
 //! A write that reaches its row long after its call was given up does not undo what was written since.
 
+use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
+use conserver::failure::Failure;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -193,4 +195,119 @@ impl Drop for Passing<'_> {
     fn drop(&mut self) {
         self.0.pass();
     }
+}
+
+/// Notes which rows came to the table, and whether with others.
+const SEEN: &str = "CREATE TABLE vcons (id uuid PRIMARY KEY, vcon text NOT NULL, uuid uuid NOT NULL, \
+     created_at timestamp NOT NULL, updated_at timestamp, subject text, vcon_json jsonb); \
+     CREATE TABLE seen (id text, together boolean); \
+     CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS \
+     'BEGIN INSERT INTO seen VALUES (NEW.id::text, current_query() LIKE ''%unnest%''); RETURN NEW; END'; \
+     CREATE TRIGGER note BEFORE INSERT ON vcons FOR EACH ROW EXECUTE FUNCTION note()";
+
+/// How many of the rows came together with others.
+fn came_together(database: &Database<'_>, samples: &[Sample]) -> usize {
+    let select = "SELECT DISTINCT id FROM seen WHERE together";
+    let rows = database.client().query(select, &[]).expect("the table");
+    let ids: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let is_there = |sample: &&Sample| ids.contains(&sample.id);
+    samples.iter().filter(is_there).count()
+}
+
+/// The processes of the server that wait for a lock.
+fn stuck(database: &Database<'_>) -> Vec<i32> {
+    let select = "SELECT pid FROM pg_stat_activity \
+                  WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let rows = database.client().query(select, &[]).expect("the sessions");
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// Each lane saves one.
+fn save_at_once(lanes: &mut [Shelf], samples: &[Sample]) -> Result<(), Failure> {
+    let barrier = Barrier::new(lanes.len());
+    thread::scope(|scope| {
+        let saves: Vec<_> = (lanes.iter_mut().zip(samples))
+            .map(|(lane, sample)| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    lane.save(sample)
+                })
+            })
+            .collect();
+        let mut saves = saves.into_iter();
+        saves.try_for_each(|it| it.join().expect("a lane"))
+    })
+}
+
+/// Saves one each by two lanes at once while a third is stuck with a row that somebody else has not committed
+/// yet, so that they go together unless the machine is busy. Before that, hands over the other sessions.
+fn save_together(
+    database: &Database<'_>,
+    lanes: &mut [Shelf],
+    samples: &[Sample],
+    before: impl FnOnce(&[i32]),
+) -> Result<(), Failure> {
+    let (first_lane, lanes) = lanes.split_first_mut().expect("three lanes");
+    let held = fresh(1);
+    let mut client = database.client();
+    let mut open = client.transaction().expect("a transaction");
+    let insert = "INSERT INTO vcons (id, vcon, uuid, created_at) \
+                  VALUES ($1::text::uuid, '', $1::text::uuid, now())";
+    open.execute(insert, &[&held[0].id]).expect("a row");
+    thread::scope(|scope| {
+        let first = scope.spawn(|| first_lane.save(&held[0]));
+        wait_until("a lane is stuck", PATIENCE, || stuck(database).len() == 1);
+        let (mut sessions, of_first) = (database.backends(), stuck(database));
+        sessions.retain(|pid| !of_first.contains(pid));
+        before(&sessions);
+        let saved = save_at_once(lanes, samples);
+        open.rollback().expect("a rollback");
+        saved.and(first.join().expect("a lane"))
+    })
+}
+
+#[test]
+fn rows_of_several_lanes_that_were_frozen_undo_nothing() {
+    let server = Postgres::own();
+    let was_late = (0..5).any(|_| batch_comes_late(&server.new_database()));
+    assert!(was_late, "no batch was late");
+}
+
+/// Two lanes write their rows together in a session whose process is frozen. Returns false if they did not.
+fn batch_comes_late(database: &Database<'_>) -> bool {
+    database.execute(SEEN);
+    let storage = database.storage_with(json!({"statement_timeout": 5}));
+    let mut lanes = Shelf::of_lanes(&storage, 3);
+    // A session prepares the statement for its first rows.
+    let samples = fresh(2);
+    save_together(database, &mut lanes, &samples, |_| ()).unwrap_or_else(|error| panic!("{error}"));
+    if came_together(database, &samples) < 2 || database.backends().len() != 2 {
+        return false;
+    }
+
+    let samples: Vec<Sample> = fresh(2).iter().map(|it| version(it, "first")).collect();
+    let mut frozen = None;
+    let saved = save_together(database, &mut lanes, &samples, |sessions| {
+        let [pid] = sessions else {
+            panic!("not one idle session: {sessions:?}");
+        };
+        frozen = Some((*pid, Frozen::new(*pid)));
+    });
+    let (pid, frozen) = frozen.expect("a process");
+    if saved.is_err() {
+        // One went alone.
+        return false;
+    }
+    let second = version(&samples[0], "second");
+    let saved = lanes[1].save(&second);
+    saved.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(came_together(database, &samples), 0);
+    drop(frozen);
+    wait_until("the late rows have had their chance", PATIENCE, || {
+        !database.backends().contains(&pid)
+    });
+    assert_eq!(came_together(database, &samples), 2);
+    assert_eq!(subject(database, &samples[0]), "second");
+    assert_eq!(subject(database, &samples[1]), "first");
+    true
 }

@@ -230,7 +230,8 @@ fn remove_draft(dir: &Dir, name: &str, user: u32, now: i64) -> io::Result<DraftR
 /// `user` owns files that were created there, and `now` is the time by the clock of the file system. The
 /// vCon has a copy of its own, so a dead one that was set aside is not renamed back.
 ///
-/// # Errors One of them could not be removed.
+/// # Errors
+/// One of them could not be removed.
 pub(super) fn remove_dead(
     dir: &Dir,
     id: &VconId,

@@ -11,6 +11,10 @@
 //! third lane                         joined, waits ───────────────────────────────┴► same outcome
 //! ```
 //!
+//! A sync that fails answers for nobody who waits for the next one: each of them syncs by itself. Some file
+//! systems report an error once to each descriptor that was open when it happened. A lane that opened the
+//! directory afterwards would hear nothing of it, and must not speak for one that had renamed before.
+//!
 //! A lane that has waited for [`LONGEST_WAIT`] syncs by itself: then a disk that hangs holds it up about as
 //! long as it would have alone.
 
@@ -131,17 +135,22 @@ impl SharedSyncs {
     /// Whether the turn came at the last moment; otherwise nobody syncs for the batch.
     fn is_turn(&self, directory: Identity, batch: &Batch) -> bool {
         let mut in_flight = locked(&self.in_flight);
-        if matches!(*locked(&batch.state), BatchState::Turn) {
-            return true;
+        let state = *locked(&batch.state);
+        match state {
+            BatchState::Turn => true,
+            // The sync before has failed, and the directory's entry, if there is one, is of others.
+            BatchState::Over(_) => false,
+            BatchState::Waiting => {
+                in_flight.insert(directory, None);
+                batch.is_over(Outcome::Abandoned);
+                false
+            }
         }
-        in_flight.insert(directory, None);
-        batch.is_over(Outcome::Abandoned);
-        false
     }
 }
 
 impl Batch {
-    /// Returns false if the turn does not come in time.
+    /// Returns false if the turn does not come, or not in time.
     fn waits_for_its_turn(&self) -> bool {
         let waits = |state: &mut BatchState| matches!(state, BatchState::Waiting);
         let waited = self
@@ -168,7 +177,7 @@ impl Batch {
     }
 }
 
-/// A sync in flight. Its end, even by a panic, is the turn of the next batch.
+/// A sync in flight. Its end is the turn of the next batch; unless it succeeds, that of no batch.
 struct Flight<'a> {
     syncs: &'a SharedSyncs,
     directory: Identity,
@@ -181,11 +190,15 @@ impl Drop for Flight<'_> {
     fn drop(&mut self) {
         let mut in_flight = locked(&self.syncs.in_flight);
         match in_flight.get(&self.directory) {
-            Some(Some(next)) => {
+            Some(Some(next)) if matches!(self.outcome, Outcome::Synced) => {
                 *locked(&next.state) = BatchState::Turn;
                 next.turn.notify_one();
             }
-            _ => {
+            entry => {
+                if let Some(Some(next)) = entry {
+                    next.is_over(Outcome::Abandoned);
+                    next.turn.notify_one();
+                }
                 in_flight.remove(&self.directory);
             }
         }
@@ -193,6 +206,16 @@ impl Drop for Flight<'_> {
         if let Some(batch) = mem::take(&mut self.batch) {
             batch.is_over(self.outcome);
         }
+    }
+}
+
+/// How many lanes wait for the next sync of a directory.
+#[cfg(test)]
+pub(super) fn waiting(shared: &SharedSyncs, directory: Identity) -> usize {
+    match locked(&shared.in_flight).get(&directory) {
+        // Each waiting lane holds a batch, as does the table.
+        Some(Some(batch)) => Arc::strong_count(batch) - 1,
+        _ => 0,
     }
 }
 
@@ -205,7 +228,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::mpsc;
     use std::thread;
     use std::time::Instant;
@@ -228,13 +251,8 @@ mod tests {
             scope.spawn(move || {
                 let first = || {
                     begun.send(()).unwrap();
-                    // Each waiting lane holds a batch, as does the table.
-                    let waiting = || match locked(&shared.in_flight).get(&DIRECTORY) {
-                        Some(Some(batch)) => Arc::strong_count(batch) - 1,
-                        _ => 0,
-                    };
                     let until = Instant::now() + LONGEST_WAIT;
-                    while waiting() < lanes && Instant::now() < until {
+                    while waiting(shared, DIRECTORY) < lanes && Instant::now() < until {
                         thread::yield_now();
                     }
                     ends()
@@ -261,14 +279,30 @@ mod tests {
         assert_eq!(syncs, 1);
         assert!(results.iter().all(Result::is_ok), "{results:?}");
 
-        // The one in flight began before they came: its error is not theirs.
-        let fails = || Err(io::Error::from_raw_os_error(libc::EIO));
         let full = || Err(io::Error::from_raw_os_error(libc::ENOSPC));
-        let (results, syncs) = while_in_flight(7, fails, full);
+        let (results, syncs) = while_in_flight(7, || Ok(()), full);
         assert_eq!(syncs, 1);
         for result in results {
             assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
         }
+    }
+
+    #[test]
+    fn after_a_sync_that_failed_each_syncs_by_its_own_descriptor() {
+        let fails = || Err(io::Error::from_raw_os_error(libc::EIO));
+        // One of them has opened the directory before the error, and hears of it as well.
+        let is_first = AtomicBool::new(true);
+        let syncs_of_each = || match is_first.swap(false, Ordering::SeqCst) {
+            true => fails(),
+            false => Ok(()),
+        };
+        let begun = Instant::now();
+        let (results, syncs) = while_in_flight(7, fails, syncs_of_each);
+        assert_eq!(syncs, 7);
+        let failed = results.iter().filter(|result| result.is_err()).count();
+        assert_eq!(failed, 1, "{results:?}");
+        // Nobody waits for a turn that does not come.
+        assert!(begun.elapsed() < LONGEST_WAIT);
     }
 
     #[test]
@@ -291,7 +325,7 @@ mod tests {
     fn a_panic_or_a_hang_keeps_no_lane_waiting() {
         let panics = || panic!("in a sync");
         let (results, syncs) = while_in_flight(3, panics, || Ok(()));
-        assert_eq!(syncs, 1);
+        assert_eq!(syncs, 3);
         assert!(results.iter().all(Result::is_ok), "{results:?}");
 
         // The first sync ends when the others have given up, and each has synced for itself.

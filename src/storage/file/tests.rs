@@ -1,7 +1,10 @@
 //! What `storage.file` leaves on the disk.
 #![allow(clippy::unwrap_used)]
 
-use std::time::SystemTime;
+use std::os::unix::fs::MetadataExt;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Instant, SystemTime};
 
 use super::*;
 use crate::failure::FailureKind::{Permanent, Refused};
@@ -1158,4 +1161,40 @@ fn a_save_goes_into_the_directory_that_is_at_the_path_now() {
     set_mode(&root.join("2025"), 0o777);
     let failure = files.save(&vcon, Deadline::NONE).unwrap_err();
     assert!(failure.message.contains("is not followed"), "{failure}");
+}
+
+#[test]
+fn a_save_fails_with_the_sync_that_it_shares() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    files.batch_saves();
+    let vcon = vcon("2025-03-07", "{}");
+    files.save(&vcon, Deadline::NONE).unwrap();
+    let found = fs::metadata(place.path().join("2025/03/07")).unwrap();
+    let (directory, syncs) = ((found.dev(), found.ino()), Arc::clone(&files.syncs));
+    let until_waiting = |lanes| {
+        let begun = Instant::now();
+        while sync::waiting(&syncs, directory) < lanes && begun.elapsed() < PROBE {
+            thread::yield_now();
+        }
+    };
+    let (begun, has_begun) = mpsc::channel();
+    let fails = || Err(io::Error::from_raw_os_error(libc::EIO));
+    let failure = thread::scope(|scope| {
+        scope.spawn(|| {
+            syncs.sync(directory, || {
+                begun.send(()).unwrap();
+                until_waiting(2);
+                Ok(())
+            })
+        });
+        has_begun.recv().unwrap();
+        scope.spawn(|| syncs.sync(directory, fails));
+        until_waiting(1);
+        files.save(&vcon, Deadline::NONE).unwrap_err()
+    });
+    assert!(failure.is_transient(), "{failure}");
+    assert!(failure.message.contains("Input/output error"), "{failure}");
+    files.save(&vcon, Deadline::NONE).unwrap();
+    assert_eq!(tree(place.path()), [format!("2025/03/07/{ID}.json")]);
 }

@@ -14,7 +14,7 @@
 //! A batch saves time and decides nothing else. Whatever goes wrong with it, each of its lanes saves its
 //! row alone, with its own time limit, and reports what comes of that: no vCon is blamed for the row of
 //! another. After such a failure lanes save alone for a while, so that a table on which batches fail costs
-//! a small part of the time.
+//! a small part of the time. A lane whose deadline would not leave enough for both saves alone at once.
 //!
 //! Knows rows and lanes, not how a row is written.
 
@@ -91,8 +91,6 @@ struct BatcherState {
 struct Member {
     number: u64,
     row: Arc<NewRow>,
-    /// How long its lane lets a batch take.
-    limit: Duration,
 }
 
 /// What came of a row.
@@ -136,7 +134,9 @@ pub(super) struct Batch {
 impl Batcher {
     /// Waits until the row is written together with others, or until it is this lane's turn to write.
     pub(super) fn join(self: &Arc<Self>, row: &Arc<NewRow>, deadline: Deadline) -> Turn {
-        if row.json.0.len() > LONGEST {
+        // What a batch takes in vain must leave as much for the lane's own call.
+        let is_hurried = deadline.left().is_some_and(|left| left < 2 * LIMIT);
+        if is_hurried || row.json.0.len() > LONGEST {
             return Turn::Over(Outcome::Alone);
         }
         let now = Instant::now();
@@ -149,7 +149,6 @@ impl Batcher {
         state.waiting.push(Member {
             number,
             row: Arc::clone(row),
-            limit: deadline.limit(LIMIT),
         });
         let until = now + self.patience;
         let own = loop {
@@ -240,12 +239,6 @@ impl Batch {
     /// Whether it is the lane's own row alone.
     pub(super) fn is_of_one(&self) -> bool {
         self.members.len() == 1
-    }
-
-    /// How long it may take: no longer than each of its lanes allows.
-    pub(super) fn limit(&self) -> Duration {
-        let limits = self.members.iter().map(|member| member.limit);
-        limits.min().unwrap_or(LIMIT)
     }
 
     /// Its rows in the order of their ids. All batches of all workers lock their rows in that order, so
@@ -496,11 +489,7 @@ mod tests {
     #[test]
     fn a_batch_has_each_id_once_and_no_more_rows_than_it_may() {
         let id = Uuid::new_v4();
-        let member = |row| Member {
-            number: 0,
-            row,
-            limit: LIMIT,
-        };
+        let member = |row| Member { number: 0, row };
         let mut members = vec![member(row_of(id, 10))];
         let mut state = BatcherState::default();
         state.waiting.push(member(row_of(id, 10)));
@@ -512,24 +501,24 @@ mod tests {
     }
 
     #[test]
-    fn a_long_row_goes_alone_and_the_shortest_limit_counts() {
+    fn a_long_row_goes_alone_and_so_does_one_whose_chain_has_little_time() {
         let batcher = patient();
-        let held = hold(&batcher);
-        let long = row_of(Uuid::new_v4(), LONGEST + 1);
-        let turn = batcher.join(&long, Deadline::NONE);
-        assert!(matches!(turn, Turn::Over(Outcome::Alone)));
-        drop(held);
-        let deadline = Deadline::at(Some(Instant::now()));
-        let Turn::Write(mut batch) = batcher.join(&row_of(Uuid::new_v4(), LONGEST), deadline)
-        else {
-            panic!("it waits for nobody");
-        };
-        batch.members.push(Member {
-            number: 0,
-            row: row(),
-            limit: LIMIT,
-        });
-        assert_eq!(batch.limit(), Duration::from_secs(1));
+        let (long, usual) = (
+            row_of(Uuid::new_v4(), LONGEST + 1),
+            row_of(Uuid::new_v4(), LONGEST),
+        );
+        let ample = Deadline::after(Some(2 * LIMIT + LONG));
+        let short = Deadline::after(Some(2 * LIMIT));
+        for (row, deadline, goes_alone) in [
+            (&long, Deadline::NONE, true),
+            (&usual, Deadline::NONE, false),
+            (&usual, ample, false),
+            (&usual, short, true),
+        ] {
+            let turn = batcher.join(row, deadline);
+            let is_alone = matches!(turn, Turn::Over(Outcome::Alone));
+            assert_eq!(is_alone, goes_alone, "{deadline:?}");
+        }
     }
 
     #[test]

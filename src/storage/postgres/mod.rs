@@ -339,8 +339,8 @@ impl Postgres {
 
     /// Writes the rows in one statement, and returns what came of this lane's.
     fn write(&mut self, batch: Batch) -> Outcome {
-        let limit = batch.limit();
-        let call = self.call("save vCons together", limit, Deadline::after(Some(limit)));
+        let deadline = Deadline::after(Some(batch::LIMIT));
+        let call = self.call("save vCons together", batch::LIMIT, deadline);
         let rows = batch.rows();
         let work = move |client: &mut Client, statements: &Statements, _: Limit| {
             statements.insert_together(client, &rows)

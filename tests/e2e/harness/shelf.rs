@@ -17,10 +17,18 @@ pub struct Shelf(Box<dyn Storage>);
 impl Shelf {
     /// Opens a storage that stands like this in `config.yml`.
     pub fn open(storage: &Value) -> Self {
-        let text = chain(&[], &[("shelf", storage.clone())]).to_string();
-        let config = Config::parse(&text, Path::new("config.yml"));
-        let config = config.unwrap_or_else(|errors| panic!("{errors}"));
-        Self(config.storages["shelf"].open_storage())
+        Self(config(storage).storages["shelf"].open_storage())
+    }
+
+    /// The same for each of several lanes of a worker, whose saves may go together.
+    pub fn of_lanes(storage: &Value, lanes: usize) -> Vec<Self> {
+        let config = config(storage);
+        let open = |_| {
+            let mut storage = config.storages["shelf"].open_storage();
+            storage.batch_saves();
+            Self(storage)
+        };
+        (0..lanes).map(open).collect()
     }
 
     pub fn save(&mut self, sample: &Sample) -> Result<(), Failure> {
@@ -70,6 +78,12 @@ impl Shelf {
             assert_eq!(self.delete(sample), Ok(()));
         }
     }
+}
+
+fn config(storage: &Value) -> Config {
+    let text = chain(&[], &[("shelf", storage.clone())]).to_string();
+    let config = Config::parse(&text, Path::new("config.yml"));
+    config.unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 fn id(sample: &Sample) -> VconId {
