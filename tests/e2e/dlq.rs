@@ -313,9 +313,9 @@ fn dead_letters_that_failed_alike_are_a_group() {
     let text = run(conserver, &["dlq", "ls", "storage:hook"], 0);
     assert!(!text.stdout.contains("parked"), "{}", text.stdout);
     // Each of one list, without a look at every key.
-    let scans = calls(&redis, "scan");
+    let scans = redis.calls("scan");
     assert_eq!(listed_by(conserver, &["parked", "--all"]).len(), 7);
-    assert_eq!(calls(&redis, "scan"), scans);
+    assert_eq!(redis.calls("scan"), scans);
 
     let text = run(conserver, &["status", "--queues"], 0);
     said(
@@ -338,11 +338,11 @@ fn dead_letters_that_failed_alike_are_a_group() {
         largest["examples"]
     );
     // However often somebody asks, it looks now and then.
-    let looks = calls(&redis, "hscan");
+    let looks = redis.calls("hscan");
     for _ in 0..5 {
         monitor.get("/status");
     }
-    assert_eq!(calls(&redis, "hscan"), looks);
+    assert_eq!(redis.calls("hscan"), looks);
 
     let some = [
         "dlq", "retry", "parked", "--stage", "parse", "--error", "line N", "--count", "2",
@@ -368,17 +368,6 @@ fn dead_letters_that_failed_alike_are_a_group() {
     daemon.stop();
 }
 
-/// How often Redis was asked for a command.
-fn calls(redis: &Redis, command: &str) -> u64 {
-    let stats: String = redis.ask(&["INFO", "commandstats"]);
-    let name = format!("cmdstat_{command}:calls=");
-    let count = stats.lines().find_map(|line| line.strip_prefix(&name));
-    count.map_or(0, |rest| {
-        let digits = rest.split(',').next().expect("a count");
-        digits.parse().expect("a count")
-    })
-}
-
 /// A Redis with very many keys is not looked through for a few lists.
 #[test]
 fn lists_are_known_without_a_look_at_every_key() {
@@ -397,7 +386,7 @@ fn lists_are_known_without_a_look_at_every_key() {
     let conserver = conserver(&redis);
     bury(&redis, "of the configuration");
     redis.ask::<i64>(&["RPUSH", "DLQ:of another", "entry"]);
-    let scans = calls(&redis, "scan");
+    let scans = redis.calls("scan");
     let letters = listed_by(&conserver, &[]);
     let lists: Vec<&Value> = letters.iter().map(|letter| &letter["list"]).collect();
     assert_eq!(lists, ["default", "former"]);
@@ -408,7 +397,7 @@ fn lists_are_known_without_a_look_at_every_key() {
     run(&conserver, &["dlq", "retry", &sample.id], 0);
     assert_eq!(redis.list("former"), [sample.id.as_str()]);
     run(&conserver, &["dlq", "retry", "of another"], 0);
-    assert_eq!(calls(&redis, "scan"), scans);
+    assert_eq!(redis.calls("scan"), scans);
 
     redis.ask::<i64>(&["RPUSH", "DLQ:of another", "entry"]);
     let lists: Vec<Value> = listed(&conserver)
@@ -421,7 +410,7 @@ fn lists_are_known_without_a_look_at_every_key() {
         &run(&conserver, &["dlq", "show", "entry"], 0),
         &["DLQ:of another"],
     );
-    assert!(calls(&redis, "scan") > scans);
+    assert!(redis.calls("scan") > scans);
 }
 
 #[test]
@@ -861,12 +850,7 @@ fn queues_that_were_there_before_are_found_once_and_listed_without_all() {
     assert_eq!(names(), ["former", "storage:former"]);
 
     // The next start does not look again: its one SCAN is the one that tries whether the user may call it.
-    let scans = || {
-        let stats: String = redis.ask(&["INFO", "commandstats"]);
-        let line = stats.lines().find(|line| line.starts_with("cmdstat_scan:"));
-        let calls = line.and_then(|line| line.split(&['=', ','][..]).nth(1)?.parse::<u64>().ok());
-        calls.expect("there was a scan")
-    };
+    let scans = || redis.calls("scan");
     let before = scans();
     assert!(before >= 4);
     redis.ask::<i64>(&["RPUSH", "DLQ:later", "entry"]);

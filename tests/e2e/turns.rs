@@ -18,19 +18,6 @@ const LANES: u32 = 4;
 
 const TAKEN: &str = "conserver:taken:here:1";
 
-/// How often the server got documents for a turn.
-fn sorts(redis: &Redis) -> u64 {
-    let stats: String = redis.ask(&["INFO", "commandstats"]);
-    let of = |line: &str| {
-        line.strip_prefix("cmdstat_sort:calls=")?
-            .split(',')
-            .next()?
-            .parse()
-            .ok()
-    };
-    stats.lines().find_map(of).unwrap_or(0)
-}
-
 fn samples(count: u32) -> Vec<Sample> {
     (0..count).map(|_| Sample::small()).collect()
 }
@@ -129,7 +116,7 @@ fn lanes_that_ask_at_once_each_get_their_own_vcon() {
             .collect();
         assert_eq!(open.len(), 0);
         turns += u64::from(LANES);
-        sorts(&redis) < turns
+        redis.calls("sort") < turns
     });
     assert_eq!(redis.length("out") as u64, turns);
     assert_eq!(redis.claims().len(), LANES as usize);
@@ -176,7 +163,10 @@ fn a_user_who_may_not_sort_gets_the_documents_all_the_same() {
         assert_eq!(document, text(sample));
         claim = taken;
         // What was refused at the first turn is not tried again.
-        assert_eq!(*tries.get_or_insert_with(|| sorts(&redis)), sorts(&redis));
+        assert_eq!(
+            *tries.get_or_insert_with(|| redis.calls("sort")),
+            redis.calls("sort")
+        );
     }
     assert!(tries > Some(0));
     assert_eq!(redis.length("out"), 3);

@@ -65,33 +65,13 @@ fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).expect("it runs");
 }
 
-/// How many scripts the server has run.
-fn scripts(redis: &Redis) -> u64 {
-    let stats: String = redis.ask(&["INFO", "commandstats"]);
-    let line = stats
-        .lines()
-        .find(|line| line.starts_with("cmdstat_evalsha:"));
-    let calls = line.and_then(|line| line.split_once("calls=")?.1.split(',').next());
-    calls.and_then(|calls| calls.parse().ok()).unwrap_or(0)
-}
-
-/// How often the length of a list was read.
-fn lengths(redis: &Redis) -> u64 {
-    let stats: String = redis.ask(&["INFO", "commandstats"]);
-    let line = stats
-        .lines()
-        .find_map(|line| line.strip_prefix("cmdstat_llen:calls="));
-    let calls = line.and_then(|line| line.split(',').next());
-    calls.and_then(|calls| calls.parse().ok()).unwrap_or(0)
-}
-
 /// Waits until nothing but the monitor's few scripts is run: fewer than if anyone looked at the
 /// lists again and again.
 fn wait_until_quiet(redis: &Redis) {
     wait_until("hardly a script is run", PATIENCE, || {
-        let before = scripts(redis);
+        let before = redis.calls("evalsha");
         thread::sleep(Duration::from_millis(500));
-        scripts(redis) - before < 4
+        redis.calls("evalsha") - before < 4
     });
 }
 
@@ -140,12 +120,12 @@ fn a_push_costs_the_same_however_many_lanes_wait() {
     let redis = Redis::plain();
     let daemon = conserver(&redis).workers(8).lanes(4).start();
     wait_until_idle(&redis, 32);
-    let before = scripts(&redis);
+    let before = redis.calls("evalsha");
     for _ in 0..PUSHES {
         time_of_one(&redis);
         wait_until_blocked(&redis, 32);
     }
-    let cost = (scripts(&redis) - before) as f64 / PUSHES as f64;
+    let cost = (redis.calls("evalsha") - before) as f64 / PUSHES as f64;
     println!("{cost} scripts for a push");
     // Two looks, a claim that finds it, its finish, and a claim that finds nothing; a few more now
     // and then, as where the lease is renewed.
@@ -165,7 +145,7 @@ fn a_push_costs_the_same_however_many_lists_there_are() {
     redis.ask::<()>(&["CONFIG", "SET", "slowlog-log-slower-than", "100000"]);
     let daemon = conserver(&redis).config(&config).lanes(2).start();
     wait_until_idle(&redis, 2);
-    let before = lengths(&redis);
+    let before = redis.calls("llen");
     for number in 1..=PUSHES {
         let place = number * 7919 % LISTS;
         let start = Instant::now();
@@ -176,7 +156,7 @@ fn a_push_costs_the_same_however_many_lists_there_are() {
     }
     // Those of this test are among them; a look reads the list that was pushed to, and once more what the claim
     // has changed.
-    let read = lengths(&redis) - before;
+    let read = redis.calls("llen") - before;
     assert!(read < 2000, "{read} lengths were read for {PUSHES} pushes");
     let slow: Vec<redis::Value> = redis.ask(&["SLOWLOG", "GET", "10"]);
     assert!(slow.is_empty(), "{slow:?}");

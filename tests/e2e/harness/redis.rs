@@ -254,6 +254,15 @@ impl Redis {
         query(&mut self.try_connection(0)?, command)
     }
 
+    /// How often the server has run a command, in scripts or alone; 0 if never.
+    pub fn calls(&self, command: &str) -> u64 {
+        let stats: String = self.ask(&["INFO", "commandstats"]);
+        let start = format!("cmdstat_{command}:calls=");
+        let line = stats.lines().find_map(|line| line.strip_prefix(&start));
+        let calls = line.and_then(|line| line.split(',').next()?.parse().ok());
+        calls.unwrap_or(0)
+    }
+
     /// The length of a list.
     pub fn length(&self, list: &str) -> usize {
         self.ask(&["LLEN", list])
