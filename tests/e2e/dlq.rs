@@ -313,9 +313,9 @@ fn dead_letters_that_failed_alike_are_a_group() {
     let text = run(conserver, &["dlq", "ls", "storage:hook"], 0);
     assert!(!text.stdout.contains("parked"), "{}", text.stdout);
     // Each of one list, without a look at every key.
-    let scans = redis.calls("scan");
+    let scans = redis.has_run("scan");
     assert_eq!(listed_by(conserver, &["parked", "--all"]).len(), 7);
-    assert_eq!(redis.calls("scan"), scans);
+    assert_eq!(redis.has_run("scan"), scans);
 
     let text = run(conserver, &["status", "--queues"], 0);
     said(
@@ -338,11 +338,11 @@ fn dead_letters_that_failed_alike_are_a_group() {
         largest["examples"]
     );
     // However often somebody asks, it looks now and then.
-    let looks = redis.calls("hscan");
+    let looks = redis.has_run("hscan");
     for _ in 0..5 {
         monitor.get("/status");
     }
-    assert_eq!(redis.calls("hscan"), looks);
+    assert_eq!(redis.has_run("hscan"), looks);
 
     let some = [
         "dlq", "retry", "parked", "--stage", "parse", "--error", "line N", "--count", "2",
@@ -386,7 +386,7 @@ fn lists_are_known_without_a_look_at_every_key() {
     let conserver = conserver(&redis);
     bury(&redis, "of the configuration");
     redis.ask::<i64>(&["RPUSH", "DLQ:of another", "entry"]);
-    let scans = redis.calls("scan");
+    let scans = redis.has_run("scan");
     let letters = listed_by(&conserver, &[]);
     let lists: Vec<&Value> = letters.iter().map(|letter| &letter["list"]).collect();
     assert_eq!(lists, ["default", "former"]);
@@ -397,7 +397,7 @@ fn lists_are_known_without_a_look_at_every_key() {
     run(&conserver, &["dlq", "retry", &sample.id], 0);
     assert_eq!(redis.list("former"), [sample.id.as_str()]);
     run(&conserver, &["dlq", "retry", "of another"], 0);
-    assert_eq!(redis.calls("scan"), scans);
+    assert_eq!(redis.has_run("scan"), scans);
 
     redis.ask::<i64>(&["RPUSH", "DLQ:of another", "entry"]);
     let lists: Vec<Value> = listed(&conserver)
@@ -410,7 +410,7 @@ fn lists_are_known_without_a_look_at_every_key() {
         &run(&conserver, &["dlq", "show", "entry"], 0),
         &["DLQ:of another"],
     );
-    assert!(redis.calls("scan") > scans);
+    assert!(redis.has_run("scan") > scans);
 }
 
 #[test]
@@ -850,7 +850,7 @@ fn queues_that_were_there_before_are_found_once_and_listed_without_all() {
     assert_eq!(names(), ["former", "storage:former"]);
 
     // The next start does not look again: its one SCAN is the one that tries whether the user may call it.
-    let scans = || redis.calls("scan");
+    let scans = || redis.has_run("scan");
     let before = scans();
     assert!(before >= 4);
     redis.ask::<i64>(&["RPUSH", "DLQ:later", "entry"]);

@@ -69,9 +69,9 @@ fn signal(pid: i32, signal: Signal) {
 /// lists again and again.
 fn wait_until_quiet(redis: &Redis) {
     wait_until("hardly a script is run", PATIENCE, || {
-        let before = redis.calls("evalsha");
+        let before = redis.has_run("evalsha");
         thread::sleep(Duration::from_millis(500));
-        redis.calls("evalsha") - before < 4
+        redis.has_run("evalsha") - before < 4
     });
 }
 
@@ -120,12 +120,12 @@ fn a_push_costs_the_same_however_many_lanes_wait() {
     let redis = Redis::plain();
     let daemon = conserver(&redis).workers(8).lanes(4).start();
     wait_until_idle(&redis, 32);
-    let before = redis.calls("evalsha");
+    let before = redis.has_run("evalsha");
     for _ in 0..PUSHES {
         time_of_one(&redis);
         wait_until_blocked(&redis, 32);
     }
-    let cost = (redis.calls("evalsha") - before) as f64 / PUSHES as f64;
+    let cost = (redis.has_run("evalsha") - before) as f64 / PUSHES as f64;
     println!("{cost} scripts for a push");
     // Two looks, a claim that finds it, its finish, and a claim that finds nothing; a few more now
     // and then, as where the lease is renewed.
@@ -145,7 +145,7 @@ fn a_push_costs_the_same_however_many_lists_there_are() {
     redis.ask::<()>(&["CONFIG", "SET", "slowlog-log-slower-than", "100000"]);
     let daemon = conserver(&redis).config(&config).lanes(2).start();
     wait_until_idle(&redis, 2);
-    let before = redis.calls("llen");
+    let before = redis.has_run("llen");
     for number in 1..=PUSHES {
         let place = number * 7919 % LISTS;
         let start = Instant::now();
@@ -156,7 +156,7 @@ fn a_push_costs_the_same_however_many_lists_there_are() {
     }
     // Those of this test are among them; a look reads the list that was pushed to, and once more what the claim
     // has changed.
-    let read = redis.calls("llen") - before;
+    let read = redis.has_run("llen") - before;
     assert!(read < 2000, "{read} lengths were read for {PUSHES} pushes");
     let slow: Vec<redis::Value> = redis.ask(&["SLOWLOG", "GET", "10"]);
     assert!(slow.is_empty(), "{slow:?}");

@@ -255,7 +255,7 @@ impl Redis {
     }
 
     /// How often the server has run a command, in scripts or alone; 0 if never.
-    pub fn calls(&self, command: &str) -> u64 {
+    pub fn has_run(&self, command: &str) -> u64 {
         let stats: String = self.ask(&["INFO", "commandstats"]);
         let start = format!("cmdstat_{command}:calls=");
         let line = stats.lines().find_map(|line| line.strip_prefix(&start));
