@@ -14,7 +14,9 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::case::Case;
-use super::harness::{Leashed, PATIENCE, children_of, is_alive, private_folder, wait_until};
+use super::harness::{
+    Leashed, PATIENCE, children_of, family_of, is_alive, private_folder, wait_until,
+};
 use super::peer::{Peer, Shape};
 use super::servers::Servers;
 use super::usage::cpu_clock;
@@ -101,13 +103,7 @@ impl<'a> Service<'a> {
 
     /// All its processes.
     pub fn family(&self) -> Vec<i32> {
-        let mut family = vec![self.main()];
-        let mut next = 0;
-        while let Some(parent) = family.get(next) {
-            family.extend(children_of(*parent));
-            next += 1;
-        }
-        family
+        family_of(self.main())
     }
 
     /// Has all its processes do nothing until [`Service::thaw`].

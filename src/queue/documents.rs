@@ -1,9 +1,9 @@
 //! Documents in Redis: load, compare, replace, restore, delete.
 //!
 //! A document is replaced only if the one it was made of still stands under its key. A script compares
-//! the texts, or has the server compare them. The key of a document that is too large for the script interpreter is watched (`WATCH`) from
-//! its load on, so that it is compared only if somebody touched it, or the connection is another one by then:
-//! piece by piece, while the key is watched.
+//! the texts, or has the server compare them. The key of a document that is too large for the script
+//! interpreter is watched (`WATCH`) from its load on, so that it is compared only if somebody touched it, or the
+//! connection is another one by then: piece by piece, while the key is watched.
 //!
 //! Knows how documents are stored, not what is in them.
 

@@ -679,18 +679,18 @@ struct BatcherState {
 
 struct WaitingLane {
     request: LaneRequest,
-    seat: Arc<Seat>,
+    waiter: Arc<Waiter>,
 }
 
 /// Where a lane waits. Each is woken for itself: lanes that are woken together wait for one another's locks, and
 /// most of them in vain.
-struct Seat {
+struct Waiter {
     thread: Thread,
-    turn: Mutex<Turn>,
+    handover: Mutex<Handover>,
 }
 
 /// What a lane waits for.
-enum Turn {
+enum Handover {
     /// It has not come yet.
     Waits,
     /// It is the lane that sends, its own request first.
@@ -718,17 +718,17 @@ impl RequestBatcher {
             drop(state);
             return self.send(connection, request);
         }
-        let seat = Arc::new(Seat::new());
+        let waiter = Arc::new(Waiter::new());
         state.waiting.push(WaitingLane {
             request,
-            seat: Arc::clone(&seat),
+            waiter: Arc::clone(&waiter),
         });
         drop(state);
         loop {
-            match seat.turn() {
-                Turn::Waits => thread::park(),
-                Turn::Sends(request) => return self.send(connection, request),
-                Turn::Has(reply, request) => {
+            match waiter.take() {
+                Handover::Waits => thread::park(),
+                Handover::Sends(request) => return self.send(connection, request),
+                Handover::Has(reply, request) => {
                     let is_large = false;
                     return (reply.map(|value| Reply { value, is_large }), request);
                 }
@@ -747,17 +747,16 @@ impl RequestBatcher {
         // share a call, and Redis spends a tenth less.
         thread::yield_now();
         let waiting = mem::take(&mut self.lock().waiting);
-        let (mut requests, mut seats) = (vec![request], Vec::new());
+        let (mut requests, mut waiters) = (vec![request], Vec::new());
         for lane in waiting {
             requests.push(lane.request);
-            seats.push(lane.seat);
+            waiters.push(lane.waiter);
         }
         let (replies, is_large) = send(connection, &requests);
-        let mut results = replies.into_iter().zip(requests).rev();
-        for seat in seats.iter().rev() {
-            if let Some((reply, request)) = results.next() {
-                seat.give(Turn::Has(reply, request));
-            }
+        let mut results = replies.into_iter().zip(requests);
+        let own = results.next();
+        for (waiter, (reply, request)) in waiters.iter().zip(results) {
+            waiter.give(Handover::Has(reply, request));
         }
         {
             let mut state = self.lock();
@@ -765,12 +764,11 @@ impl RequestBatcher {
                 state.is_sending = false;
             } else {
                 let lane = state.waiting.remove(0);
-                lane.seat.give(Turn::Sends(lane.request));
+                lane.waiter.give(Handover::Sends(lane.request));
             }
         }
-        let (reply, request) = results
-            .next()
-            .unwrap_or_else(|| (Err(not_sent()), LaneRequest::Alone(Vec::new())));
+        let (reply, request) =
+            own.unwrap_or_else(|| (Err(not_sent()), LaneRequest::Alone(Vec::new())));
         (reply.map(|value| Reply { value, is_large }), request)
     }
 
@@ -779,25 +777,25 @@ impl RequestBatcher {
     }
 }
 
-impl Seat {
+impl Waiter {
     fn new() -> Self {
         Self {
             thread: thread::current(),
-            turn: Mutex::new(Turn::Waits),
+            handover: Mutex::new(Handover::Waits),
         }
     }
 
-    /// Takes the turn, if it has come.
-    fn turn(&self) -> Turn {
+    /// Takes what the lane was woken for, if that has come.
+    fn take(&self) -> Handover {
         mem::replace(
-            &mut *self.turn.lock().unwrap_or_else(PoisonError::into_inner),
-            Turn::Waits,
+            &mut *self.handover.lock().unwrap_or_else(PoisonError::into_inner),
+            Handover::Waits,
         )
     }
 
-    /// Gives the waiting lane its turn, and wakes it.
-    fn give(&self, turn: Turn) {
-        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = turn;
+    /// Hands this to the waiting lane, and wakes it.
+    fn give(&self, handover: Handover) {
+        *self.handover.lock().unwrap_or_else(PoisonError::into_inner) = handover;
         self.thread.unpark();
     }
 }

@@ -232,7 +232,8 @@ impl Settings {
         Self::from_lookup(&|name| env::var_os(name))
     }
 
-    /// Whether the lanes of a worker send together what they have at the same time. A single one has nobody to share with.
+    /// Whether the lanes of a worker send together what they have at the same time. A single one has nobody to
+    /// share with.
     pub fn batches(&self) -> bool {
         self.batch && self.concurrency > 1
     }

@@ -20,12 +20,12 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope, Thread};
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
-use super::Storage;
+use super::{Storage, locked};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::vcon::{Leaving, Outgoing};
@@ -309,11 +309,6 @@ impl Drop for Report {
             self.0.lane.unpark();
         }
     }
-}
-
-/// No panic leaves anything half done behind these locks.
-fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl SaveOutcome {

@@ -24,6 +24,7 @@ pub(crate) mod fuzz {
     pub use super::s3::fuzz::answer as s3;
 }
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::NaiveDate;
@@ -88,8 +89,8 @@ pub trait Storage: Send {
         Vec::new()
     }
 
-    /// From now on its saves may go to the server, or to the disk, together with those of other lanes of the worker that
-    /// wait at the same time. Nothing changes where each save needs a request of its own.
+    /// From now on its saves may go to the server, or to the disk, together with those of other lanes of the
+    /// worker that wait at the same time. Nothing changes where each save needs a request of its own.
     fn batch_saves(&mut self) {}
 
     /// The longest time that one save or get may take by its own limits.
@@ -140,6 +141,11 @@ pub fn get(
         ))),
         _ => Ok(found),
     }
+}
+
+/// Locks what no panic leaves half done.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One row of the table of known storages.

@@ -66,9 +66,9 @@ for i = 1, count do
     elseif now == size then
       if is_kept == nil then is_kept = pcall('EXISTS', 'conserver:progress', 'conserver:foreign') ~= 0 end
       -- Bits that are the same in both texts become 0. If all are, there is no 1.
-      reply = pcall('BITOP', 'XOR', base, key, base)
+      if not is_kept then reply = pcall('BITOP', 'XOR', base, key, base) end
       if reply == size then reply = pcall('BITPOS', base, 1) end
-      if reply == -1 and not is_kept then
+      if reply == -1 then
         -- The draft has a time to live of its own. Each of these returns 0 if it is gone.
         reply = pcall('PTTL', key)
         if reply == -1 then

@@ -22,8 +22,10 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::mem;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
+
+use super::super::locked;
 
 /// How long a lane waits for a sync of another.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
@@ -217,11 +219,6 @@ pub(super) fn waiting(shared: &SharedSyncs, directory: Identity) -> usize {
         Some(Some(batch)) => Arc::strong_count(batch) - 1,
         _ => 0,
     }
-}
-
-/// What is locked is whole at any time, so that a panic elsewhere does no harm.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

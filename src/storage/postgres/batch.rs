@@ -115,7 +115,7 @@ pub(super) enum Written {
 }
 
 /// What a lane does next.
-pub(super) enum Turn {
+pub(super) enum Joined {
     /// It takes this outcome.
     Over(Outcome),
     /// It writes these rows.
@@ -133,16 +133,16 @@ pub(super) struct Batch {
 
 impl Batcher {
     /// Waits until the row is written together with others, or until it is this lane's turn to write.
-    pub(super) fn join(self: &Arc<Self>, row: &Arc<NewRow>, deadline: Deadline) -> Turn {
+    pub(super) fn join(self: &Arc<Self>, row: &Arc<NewRow>, deadline: Deadline) -> Joined {
         // What a batch takes in vain must leave as much for the lane's own call.
         let is_hurried = deadline.left().is_some_and(|left| left < 2 * LIMIT);
         if is_hurried || row.json.0.len() > LONGEST {
-            return Turn::Over(Outcome::Alone);
+            return Joined::Over(Outcome::Alone);
         }
         let now = Instant::now();
         let mut state = self.lock();
         if state.pause_until.is_some_and(|until| until > now) {
-            return Turn::Over(Outcome::Alone);
+            return Joined::Over(Outcome::Alone);
         }
         state.last += 1;
         let number = state.last;
@@ -153,7 +153,7 @@ impl Batcher {
         let until = now + self.patience;
         let own = loop {
             if let Some(outcome) = state.outcome_of(number) {
-                return Turn::Over(outcome);
+                return Joined::Over(outcome);
             }
             let Some(index) = state.waiting.iter().position(|it| it.number == number) else {
                 // It is being written.
@@ -169,7 +169,7 @@ impl Batcher {
         state.writer = Some(number);
         let mut members = vec![own];
         state.fill(&mut members);
-        Turn::Write(Batch {
+        Joined::Write(Batch {
             batcher: Arc::clone(self),
             number,
             begun: Instant::now(),
@@ -341,8 +341,8 @@ mod tests {
     /// The batch of a lane that writes at once.
     fn batch_of(batcher: &Arc<Batcher>, row: &Arc<NewRow>) -> Batch {
         match batcher.join(row, Deadline::NONE) {
-            Turn::Write(batch) => batch,
-            Turn::Over(outcome) => panic!("{outcome:?}"),
+            Joined::Write(batch) => batch,
+            Joined::Over(outcome) => panic!("{outcome:?}"),
         }
     }
 
@@ -355,8 +355,8 @@ mod tests {
     ) -> thread::ScopedJoinHandle<'scope, (Outcome, usize)> {
         let (batcher, row) = (Arc::clone(batcher), Arc::clone(row));
         scope.spawn(move || match batcher.join(&row, Deadline::NONE) {
-            Turn::Over(outcome) => (outcome, 0),
-            Turn::Write(batch) => {
+            Joined::Over(outcome) => (outcome, 0),
+            Joined::Write(batch) => {
                 let rows = batch.rows();
                 assert!(rows.is_sorted_by_key(|row| row.id));
                 (batch.end(&written(ids(&rows))), rows.len())
@@ -447,7 +447,7 @@ mod tests {
             let left = batcher.lock().pause_until.unwrap() - Instant::now();
             assert!(left > LONGEST_PAUSE / 3, "{left:?}");
             let turn = batcher.join(&row(), Deadline::NONE);
-            assert!(matches!(turn, Turn::Over(Outcome::Alone)));
+            assert!(matches!(turn, Joined::Over(Outcome::Alone)));
             // Then again together, and a success ends it.
             batcher.lock().pause_until = Some(Instant::now());
             let batch = hold(&batcher);
@@ -516,7 +516,7 @@ mod tests {
             (&usual, short, true),
         ] {
             let turn = batcher.join(row, deadline);
-            let is_alone = matches!(turn, Turn::Over(Outcome::Alone));
+            let is_alone = matches!(turn, Joined::Over(Outcome::Alone));
             assert_eq!(is_alone, goes_alone, "{deadline:?}");
         }
     }

@@ -45,7 +45,7 @@ use std::time::{Duration, Instant};
 
 use postgres::{Client, Config, Error};
 
-use self::batch::{Batch, Batcher, Outcome, Turn, Written};
+use self::batch::{Batch, Batcher, Joined, Outcome, Written};
 use self::connect::{Hosts, ServerAccess};
 use self::errors::{
     is_bad_data, is_cancelled, is_chance, is_crowded, is_outdated, is_the_vcons, reason, refused,
@@ -197,12 +197,12 @@ impl Storage for Postgres {
         let mut _alone = None;
         if self.batches && !row_first {
             let outcome = match self.batcher.join(&row, deadline) {
-                Turn::Over(outcome) => outcome,
-                Turn::Write(batch) if batch.is_of_one() => {
+                Joined::Over(outcome) => outcome,
+                Joined::Write(batch) if batch.is_of_one() => {
                     _alone = Some(batch);
                     Outcome::Alone
                 }
-                Turn::Write(batch) => self.write(batch),
+                Joined::Write(batch) => self.write(batch),
             };
             match outcome {
                 Outcome::Inserted => return Ok(()),

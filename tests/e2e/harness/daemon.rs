@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{Conserver, Leashed, PATIENCE, children_of, is_alive, name_of, tail, wait_until};
+use super::{Conserver, Leashed, PATIENCE, family_of, is_alive, name_of, tail, wait_until};
 
 /// A running daemon; the end of the test is its end.
 pub struct Daemon {
@@ -116,13 +116,7 @@ impl Daemon {
 
     /// All processes of the daemon: the supervisor and what descends from it.
     pub fn family(&self) -> Vec<i32> {
-        let mut family = vec![self.pid()];
-        let mut next = 0;
-        while let Some(parent) = family.get(next) {
-            family.extend(children_of(*parent));
-            next += 1;
-        }
-        family
+        family_of(self.pid())
     }
 
     /// The process of this name, as `ps -o comm` shows it.

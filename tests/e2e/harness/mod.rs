@@ -70,8 +70,8 @@ pub use nginx::{Nginx, Terms};
 pub use pgbouncer::{PgBouncer, Pooling};
 pub use preload::preload;
 pub use processes::{
-    children_of, command_line_of, descriptors_of, freeze, is_alive, name_of, peak_memory_of,
-    processes_mentioning, resident_set_of, running_in_group, zombies_of,
+    children_of, command_line_of, descriptors_of, family_of, freeze, is_alive, name_of,
+    peak_memory_of, processes_mentioning, resident_set_of, running_in_group, zombies_of,
 };
 pub use programs::{LINGERING, Programs, exec, wait_until_gone, wait_until_reaped};
 pub use prometheus::{Format, Prometheus, Scrape, of_prometheus};

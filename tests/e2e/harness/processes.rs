@@ -84,6 +84,17 @@ pub fn processes_mentioning(text: &str) -> Vec<i32> {
     pids().into_iter().filter(mentions).collect()
 }
 
+/// The process, and all that descend from it.
+pub fn family_of(pid: i32) -> Vec<i32> {
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = family.get(next) {
+        family.extend(children_of(*parent));
+        next += 1;
+    }
+    family
+}
+
 /// The children of a process.
 pub fn children_of(parent: i32) -> Vec<i32> {
     let is_child = |pid: &i32| stat(*pid).is_some_and(|stat| stat.parent == parent);

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::guard::{Guard, Launch};
 use super::postgres::unprivileged;
 use super::{
-    Files, children_of, free_port, private_folder, program, wait_for_server, wait_until_gone,
+    Files, family_of, free_port, private_folder, program, wait_for_server, wait_until_gone,
 };
 
 /// The server, with one user, who comes with a key.
@@ -111,12 +111,7 @@ impl Sshd {
     pub fn kill9(&self) {
         let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
         let server = server.take().expect("it runs");
-        let mut family = vec![server.pid()];
-        let mut next = 0;
-        while let Some(parent) = family.get(next) {
-            family.extend(children_of(*parent));
-            next += 1;
-        }
+        let mut family = family_of(server.pid());
         let sessions = family.split_off(1);
         server.end(Signal::SIGKILL);
         for pid in &sessions {
