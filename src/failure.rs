@@ -3,6 +3,8 @@
 //! A [`FailureKind`] says what the worker does next: try again, hold the chain, or make a dead letter. Here
 //! is only what the kinds mean; the decisions are in `worker` (`retry`, `release`, `backend_health`).
 
+use std::time::Instant;
+
 /// Why a backend or a link could not do its work, and whether trying again can help.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -11,6 +13,8 @@ pub struct Failure {
     pub kind: FailureKind,
     /// What could not be done, to what, and why. Holds no secret.
     pub message: String,
+    /// When the server wants to be asked again, if it has said so (`Retry-After`).
+    pub not_before: Option<Instant>,
 }
 
 /// The kinds of failure, by whose fault they are.
@@ -26,6 +30,9 @@ pub enum FailureKind {
     /// The backend is overloaded, or others use what the request needs (HTTP 429 and 503, a deadlock).
     /// However often that happens, it says nothing of the vCon.
     Busy,
+    /// The server refuses this deployment, whatever the vCon: its credentials, its rights, what is left of its
+    /// quota. Somebody has to act.
+    Denied,
     /// All connections that the server has room for are in use. It works, and others are served.
     Crowded,
     /// The server has begun with this vCon, and has given up at its time limit. Others may hold a lock, or the
@@ -44,60 +51,58 @@ pub enum FailureKind {
 }
 
 impl Failure {
+    /// A failure of this kind.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            not_before: None,
+        }
+    }
+
+    /// The same, of a server that wants to be asked again at this time, if it has named one.
+    pub fn until(self, not_before: Option<Instant>) -> Self {
+        Self { not_before, ..self }
+    }
+
     /// A [`FailureKind::Transient`] failure.
     pub fn transient(message: impl Into<String>) -> Self {
-        Self {
-            kind: FailureKind::Transient,
-            message: message.into(),
-        }
+        Self::new(FailureKind::Transient, message)
+    }
+
+    /// A [`FailureKind::Denied`] failure.
+    pub fn denied(message: impl Into<String>) -> Self {
+        Self::new(FailureKind::Denied, message)
     }
 
     /// A [`FailureKind::Busy`] failure.
     pub fn busy(message: impl Into<String>) -> Self {
-        Self {
-            kind: FailureKind::Busy,
-            message: message.into(),
-        }
+        Self::new(FailureKind::Busy, message)
     }
 
     /// A [`FailureKind::Crowded`] failure.
     pub fn crowded(message: impl Into<String>) -> Self {
-        Self {
-            kind: FailureKind::Crowded,
-            message: message.into(),
-        }
+        Self::new(FailureKind::Crowded, message)
     }
 
     /// A [`FailureKind::Slow`] failure.
     pub fn slow(message: impl Into<String>) -> Self {
-        Self {
-            kind: FailureKind::Slow,
-            message: message.into(),
-        }
+        Self::new(FailureKind::Slow, message)
     }
 
     /// A [`FailureKind::Crashed`] failure.
     pub fn crashed(message: impl Into<String>) -> Self {
-        Self {
-            kind: FailureKind::Crashed,
-            message: message.into(),
-        }
+        Self::new(FailureKind::Crashed, message)
     }
 
     /// A [`FailureKind::Refused`] failure.
     pub fn refused(message: impl Into<String>) -> Self {
-        Self {
-            kind: FailureKind::Refused,
-            message: message.into(),
-        }
+        Self::new(FailureKind::Refused, message)
     }
 
     /// A [`FailureKind::Permanent`] failure.
     pub fn permanent(message: impl Into<String>) -> Self {
-        Self {
-            kind: FailureKind::Permanent,
-            message: message.into(),
-        }
+        Self::new(FailureKind::Permanent, message)
     }
 
     /// Whether trying again can help.
@@ -218,6 +223,7 @@ mod tests {
         for (failure, is_transient) in [
             (Failure::transient(""), true),
             (Failure::busy(""), true),
+            (Failure::denied(""), true),
             (Failure::crowded(""), true),
             (Failure::slow(""), true),
             (Failure::crashed(""), true),

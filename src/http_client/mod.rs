@@ -3,6 +3,7 @@
 //! Knows nothing of vCons. The module `status` has the table of what a status, or no answer, means for
 //! trying again. Messages name a URL without its user, password and query.
 
+mod exchange;
 mod status;
 mod tcp;
 
@@ -28,6 +29,8 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, Body};
+
+pub use exchange::{Answer, exchange, retry_after};
 
 use crate::deadline::Limit;
 use crate::failure::Failure;
@@ -293,7 +296,7 @@ pub fn post(
         .map_err(|error| status::no_answer(url, &error, limit))?;
     match response.status() {
         status if status.is_success() => Ok(response),
-        status => Err(status::refused(url, status)),
+        status => Err(status::refused(url, status).until(retry_after(response.headers()))),
     }
 }
 

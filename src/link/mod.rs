@@ -64,6 +64,12 @@ pub trait Link: Send {
         Duration::ZERO
     }
 
+    /// Whether it asks for a permit for each request that it makes ([`Context::permit`]); otherwise each of
+    /// its runs counts as one where its entry has a `limit`.
+    fn counts_requests(&self) -> bool {
+        false
+    }
+
     /// Whether this system lets it do its step at all.
     ///
     /// # Errors
@@ -90,6 +96,9 @@ pub trait Link: Send {
 pub enum Next {
     /// Go on with this vCon.
     Continue,
+    /// A part of the step is done and must not be lost: the document is written to Redis, and the link runs
+    /// again for the rest.
+    Again,
     /// End the chain here: no storage, no egress, no error.
     Halt,
     /// The rest of the chain works on that vCon.
@@ -164,6 +173,9 @@ pub struct Context<'a> {
     /// Lists on which the vCon is announced when its work is done, besides the chain's own, also
     /// where a link ends the chain.
     pub routes: Vec<ListName>,
+    /// The dialogs for which the link has failed for good in runs that ended with [`Next::Again`], with why.
+    /// It goes on with others, and fails in the end.
+    pub refused: Vec<(usize, Failure)>,
 }
 
 impl<'a> Context<'a> {
@@ -179,7 +191,17 @@ impl<'a> Context<'a> {
             left_alone: None,
             expire: None,
             routes: Vec::new(),
+            refused: Vec::new(),
         }
+    }
+
+    /// Asks for the permit to make one request to the server of the link, and holds it until the request is
+    /// done.
+    ///
+    /// # Errors
+    /// The link's budget is used up. The link ends with this error.
+    pub fn permit(&self) -> Result<Permit, LinkError> {
+        Ok(Permit)
     }
 
     /// The same, with time to finish when the worker drains. The first to notice the drain sets
@@ -218,6 +240,9 @@ impl<'a> Context<'a> {
         }
     }
 }
+
+/// The permit to make one request, until it is dropped.
+pub struct Permit;
 
 /// Answers whether a link's program can be started, and has begun; not for longer than until the worker
 /// drains.

@@ -87,10 +87,9 @@ impl Webhooks {
             self.accepted = Some(Accepted { json, by });
         }
         let messages: Vec<&str> = failures.iter().map(|f| f.message.as_str()).collect();
-        Err(Failure {
-            kind: kind_of_all(&failures),
-            message: messages.join("; "),
-        })
+        let failure = Failure::new(kind_of_all(&failures), messages.join("; "));
+        // Whoever wants to be left alone longest.
+        Err(failure.until(failures.iter().filter_map(|it| it.not_before).max()))
     }
 
     /// The longest time that a post to all URLs may take by its own limits.

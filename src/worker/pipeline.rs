@@ -232,7 +232,7 @@ impl Pipeline<'_, '_, '_> {
                 self.run_link(name, job)
             };
             match ran {
-                Ok(Next::Continue) => {}
+                Ok(Next::Continue | Next::Again) => {}
                 Ok(Next::Halt) => job.progress.note_halt(),
                 Ok(Next::Switch(id)) => {
                     let switched = self.switch_to(job, id.clone());
@@ -297,12 +297,14 @@ impl Pipeline<'_, '_, '_> {
         let meter = self.modules.meters().link(name).clone();
         meter.count(Event::Received);
         let mut attempts = Attempts::new(settings);
+        let mut refused = Vec::new();
         loop {
             let start = Instant::now();
             let vcon = job.open_vcon()?;
             let mut context = Context::new(self.clock.drain(), settings.egress_version)
                 .finishing_within(drain_time, self.clock.drain_end());
             context.critical = settings.critical;
+            context.refused = mem::take(&mut refused);
             let modules = &mut *self.modules;
             let ran = self.clock.timed(
                 |deadline| {
@@ -312,14 +314,21 @@ impl Pipeline<'_, '_, '_> {
                 |ran| matches!(ran, Err(LinkError::Failed(failure)) if failure.is_transient()),
             );
             let (expire, routes, left_alone) = (context.expire, context.routes, context.left_alone);
+            refused = context.refused;
             meter.observe(start.elapsed());
-            meter.count(match &ran {
-                Ok(Next::Halt) => Event::Halted,
-                Ok(_) => Event::Done,
-                Err(LinkError::Interrupted) => Event::Returned,
-                Err(LinkError::Failed(_)) => Event::Failed,
-            });
+            match &ran {
+                Ok(Next::Again) => {}
+                Ok(Next::Halt) => meter.count(Event::Halted),
+                Ok(_) => meter.count(Event::Done),
+                Err(LinkError::Interrupted) => meter.count(Event::Returned),
+                Err(LinkError::Failed(_)) => meter.count(Event::Failed),
+            }
             match ran {
+                Ok(Next::Again) => {
+                    self.note_success(&stage);
+                    self.write(job)?;
+                    attempts = Attempts::new(settings);
+                }
                 Ok(next) => {
                     let id = vcon.id().clone();
                     job.progress.note_requests(&id, expire, routes);

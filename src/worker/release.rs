@@ -149,11 +149,12 @@ fn rank(kind: &FailureKind) -> u8 {
     match kind {
         FailureKind::Crowded => 0,
         FailureKind::Busy => 1,
-        FailureKind::Transient => 2,
-        FailureKind::Slow => 3,
-        FailureKind::Crashed => 4,
-        FailureKind::Refused => 5,
-        FailureKind::Permanent => 6,
+        FailureKind::Denied => 2,
+        FailureKind::Transient => 3,
+        FailureKind::Slow => 4,
+        FailureKind::Crashed => 5,
+        FailureKind::Refused => 6,
+        FailureKind::Permanent => 7,
     }
 }
 

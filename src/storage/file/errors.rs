@@ -39,10 +39,7 @@ pub(super) fn failure(step: FileStep, what: &str, path: &Path, error: &io::Error
         message.push_str("; ");
         message.push_str(&advice);
     }
-    Failure {
-        kind: kind(step, error.kind()),
-        message,
-    }
+    Failure::new(kind(step, error.kind()), message)
 }
 
 /// The table in the module's head.
