@@ -7,11 +7,18 @@
 //! A link reads and changes the vCon it is given, in memory. It knows nothing of queues, workers
 //! or the supervisor; what it wants done in Redis it leaves in [`Context`].
 
+mod ai;
+mod analyze;
+mod analyze_and_label;
+mod analyze_vcon;
+mod check_and_tag;
 mod delay;
+mod detect_engagement;
 mod diet;
 mod exec;
 mod expire_vcon;
 mod jq_link;
+mod post_analysis_to_slack;
 mod python;
 mod sampler;
 mod tag;
@@ -276,6 +283,12 @@ pub const MODULES: &[Module] = &[
     module("links.delay", delay::open),
     module("links.expire_vcon", expire_vcon::open),
     module("links.webhook", webhook::open),
+    module("links.analyze", analyze::open),
+    module("links.analyze_and_label", analyze_and_label::open),
+    module("links.analyze_vcon", analyze_vcon::open),
+    module("links.check_and_tag", check_and_tag::open),
+    module("links.detect_engagement", detect_engagement::open),
+    module("links.post_analysis_to_slack", post_analysis_to_slack::open),
     module("links.exec", exec::open),
     module("links.python", python::open),
 ];

@@ -92,9 +92,14 @@ impl Sampler {
     fn lot(&self, id: &VconId) -> f64 {
         match &self.seed {
             None => fastrand::f64(),
-            Some(seed) => f64::from(number(&format!("{seed}:{id}"))) / (f64::from(u32::MAX) + 1.0),
+            Some(seed) => lot(seed, id),
         }
     }
+}
+
+/// The lot of a vCon, from 0 up to, but not, 1: the same one always for the same seed.
+pub(super) fn lot(seed: &str, id: &VconId) -> f64 {
+    f64::from(number(&format!("{seed}:{id}"))) / (f64::from(u32::MAX) + 1.0)
 }
 
 /// The first 32 bits of the SHA-256 of a text: what the existing daemon divides by `modulo`.

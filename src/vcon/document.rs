@@ -297,6 +297,22 @@ impl Vcon {
         self.written_as(self.bodies)
     }
 
+    /// The document without the bodies of its dialogs.
+    pub fn without_dialog_bodies(&self) -> String {
+        let mut out = String::new();
+        let mut document = ObjectWriter::begin(&mut out);
+        for (key, member) in &self.members {
+            let value = document.key(key);
+            match member {
+                Member::Raw(raw) => value.push_str(raw.get()),
+                Member::Parts(Section::Dialog, parts) => write_parts(value, parts, write_bodiless),
+                Member::Parts(_, parts) => write_parts(value, parts, write_part),
+            }
+        }
+        document.end();
+        out
+    }
+
     /// The document with bodies as they are kept: a value is a value whatever is written.
     pub fn with_values(&mut self) -> String {
         self.written_as(JsonBodies::Native)
@@ -602,6 +618,18 @@ fn write_with_text(out: &mut String, part: &Part) {
     writer.end();
 }
 
+/// Writes one part without its body.
+fn write_bodiless(out: &mut String, part: &Part) {
+    let Some(object) = part.object() else {
+        return write_part(out, part);
+    };
+    let mut writer = ObjectWriter::begin(out);
+    for (key, value) in object.iter().filter(|(key, _)| *key != "body") {
+        writer.key(key).push_str(value.get());
+    }
+    writer.end();
+}
+
 /// Writes the array of a section's parts. Frees each after it, if it gets them for good.
 pub(super) fn write_parts(
     out: &mut String,
@@ -802,6 +830,18 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap().unknown_extensions(), None, "{text}");
         }
+    }
+
+    #[test]
+    fn dialogs_are_written_without_their_bodies_and_nothing_else_is_left_out() {
+        let long = "x".repeat(10_000);
+        let text = format!(
+            r#"{{"vcon":"0.4.0","body":1,"dialog":[{{"n":1.0,"body":"b","type":"text"}},7,{{"body":"{long}"}}],"analysis":[{{"body":"b"}}]}}"#
+        );
+        let expected = r#"{"vcon":"0.4.0","body":1,"dialog":[{"n":1.0,"type":"text"},7,{}],"analysis":[{"body":"b"}]}"#;
+        let mut vcon = parse(&text).unwrap();
+        assert_eq!(vcon.without_dialog_bodies(), expected);
+        assert_eq!(vcon.to_json(), text);
     }
 
     #[test]

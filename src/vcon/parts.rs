@@ -102,6 +102,8 @@ pub enum Body<'a> {
     Text(&'a str),
     /// JSON: the encoding is `json`. [`serde_json::value::to_raw_value`] makes it of anything.
     Json(&'a RawValue),
+    /// The text of JSON, which stays text: the encoding is `json`.
+    JsonText(&'a str),
 }
 
 impl Body<'_> {
@@ -113,6 +115,7 @@ impl Body<'_> {
             }
             // A text whose encoding is `json` is read as the text of JSON.
             Self::Json(value) => (json::string(value.get()), "json"),
+            Self::JsonText(text) => (json::string(text), "json"),
         };
         part.insert("body".to_owned(), body);
         part.insert("encoding".to_owned(), json::string(encoding));
@@ -418,6 +421,14 @@ mod tests {
                 );
             }
         }
+        let mut vcon = parse(r#"{"vcon":"0.4.0"}"#);
+        vcon.add_attachment("p", Body::JsonText("{\"a\": 1}"))
+            .unwrap();
+        let part = r#"{"purpose":"p","body":"{\"a\": 1}","encoding":"json"}"#;
+        assert_eq!(
+            vcon.to_json(),
+            format!(r#"{{"vcon":"0.4.0","attachments":[{part}]}}"#)
+        );
         // As older consumers get it.
         let mut vcon = parse("{}");
         let value = to_raw_value(&[1, 2]).unwrap();

@@ -1,0 +1,266 @@
+//! What the links that ask a language model share.
+//!
+//! [`client`] makes the requests, [`refusal`] says what an answer that is none means, [`selection`] which
+//! vCons a link takes and [`source`] which text of a dialog. [`PerDialog`] is the way of a vCon through a
+//! link that asks about each dialog by itself:
+//!
+//! ```text
+//! selection ─► next dialog with a text and without a result ─► permit ─► one request ─► result ─► Again
+//!                  │ no other one
+//!                  └──► Continue, or one failure that names the dialogs that were refused
+//! ```
+//!
+//! A run makes at most one request that costs money: what it brought is written before the next one, so no
+//! retry pays for it again.
+
+pub(super) mod client;
+mod refusal;
+mod selection;
+mod source;
+
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+
+pub(super) use self::client::{Chat, Client, Message, Question};
+pub(super) use self::refusal::of_answer;
+pub(super) use self::selection::{Selection, includes};
+use self::source::Source;
+use super::{Context, Link, LinkError, Next};
+use crate::deadline::Deadline;
+use crate::failure::{Failure, FailureKind};
+use crate::options::Options;
+use crate::secret::Secret;
+use crate::vcon::{Body, Entry, Vcon, VconError};
+
+/// What a link has found out about one dialog, or about the vCon.
+pub(super) struct Finding {
+    /// The body of its analysis.
+    pub body: FoundBody,
+    /// The tags of the vCon that come with it.
+    pub tags: Vec<String>,
+    /// Further members of `vendor_schema`.
+    pub schema: Vec<(&'static str, String)>,
+}
+
+/// The body of an analysis that a link makes.
+pub(super) enum FoundBody {
+    Text(String),
+    /// JSON that stays the text it is.
+    JsonText(String),
+    /// An object or array.
+    Json(Box<RawValue>),
+}
+
+impl Finding {
+    /// An analysis with this body, and nothing else.
+    pub fn new(body: FoundBody) -> Self {
+        Self {
+            body,
+            tags: Vec::new(),
+            schema: Vec::new(),
+        }
+    }
+}
+
+/// What a link asks about the text of one dialog.
+pub(super) trait Inquiry: Send {
+    /// Asks a model about the text, with one request.
+    fn ask(&self, text: &str, client: &Client, deadline: Deadline) -> Result<Finding, Failure>;
+
+    /// Whether an analysis of the link's type is the result of another link.
+    fn is_anothers(&self, _analysis: &Entry<'_>) -> bool {
+        false
+    }
+}
+
+/// A link that asks about the text of each dialog.
+pub(super) struct PerDialog<I> {
+    inquiry: I,
+    client: Client,
+    analyst: Analyst,
+    selection: Selection,
+    source: Source,
+}
+
+/// Who makes an analysis, and of what kind it is.
+pub(super) struct Analyst {
+    pub analysis_type: String,
+    pub schema: Schema,
+}
+
+/// What a link tells of itself in `vendor_schema`: nothing that is not to be shown.
+pub(super) struct Schema {
+    members: Vec<(&'static str, String)>,
+}
+
+impl Schema {
+    /// The options of these names, with what they hold. What was looked up in a variable or file is left out.
+    pub fn new(options: &Options, members: &[(&'static str, &str)]) -> Self {
+        let looked_up = options.looked_up();
+        let members = members
+            .iter()
+            .filter(|(_, text)| !looked_up.iter().any(|it| it.reveal() == *text))
+            .map(|&(name, text)| (name, hidden(looked_up, text.to_owned())));
+        Self {
+            members: members.collect(),
+        }
+    }
+
+    /// Its JSON, with further members.
+    fn with(&self, more: &[(&'static str, String)]) -> Result<Box<RawValue>, Failure> {
+        let members = self.members.iter().chain(more);
+        let members: indexmap::IndexMap<&str, &str> =
+            members.map(|(name, text)| (*name, text.as_str())).collect();
+        to_json(&members)
+    }
+}
+
+impl Analyst {
+    /// Adds the analysis of a finding, and its tags.
+    pub fn add(
+        &self,
+        vcon: &mut Vcon,
+        dialog: usize,
+        vendor: &str,
+        finding: &Finding,
+    ) -> Result<(), LinkError> {
+        let schema = self.schema.with(&finding.schema)?;
+        let body = match &finding.body {
+            FoundBody::Text(text) => Body::Text(text),
+            FoundBody::JsonText(text) => Body::JsonText(text),
+            FoundBody::Json(value) => Body::Json(value),
+        };
+        let more = [("vendor_schema", &*schema)];
+        vcon.add_analysis_with(&self.analysis_type, &[dialog], vendor, body, &more)?;
+        vcon.add_tags(&finding.tags)?;
+        Ok(())
+    }
+
+    /// Whether an analysis is of the kind that it makes.
+    pub fn is_ours(&self, analysis: &Entry<'_>) -> bool {
+        analysis.text("type").as_deref() == Some(&self.analysis_type)
+    }
+}
+
+impl<I: Inquiry> PerDialog<I> {
+    /// Reads the options that all these links have; `location` is the default of `source.text_location`.
+    pub fn open(options: &mut Options, location: &str, analyst: Analyst, inquiry: I) -> Self {
+        Self {
+            inquiry,
+            client: Client::open(options),
+            analyst,
+            selection: Selection::open(options),
+            source: Source::open(options, location),
+        }
+    }
+
+    /// The next dialog to ask about, with its text.
+    fn next(
+        &self,
+        vcon: &Vcon,
+        refused: &[(usize, Failure)],
+    ) -> Result<Option<(usize, String)>, VconError> {
+        let analyses: Vec<Entry<'_>> = vcon.analysis()?.collect();
+        let is_result = |it: &&Entry<'_>| self.analyst.is_ours(it) && !self.inquiry.is_anothers(it);
+        for dialog in vcon.dialog()? {
+            let index = dialog.index;
+            let of_dialog = || analyses.iter().filter(|it| it.is_of_dialog(index));
+            if refused.iter().any(|(it, _)| *it == index) || of_dialog().any(|it| is_result(&it)) {
+                continue;
+            }
+            if let Some(text) = of_dialog().find_map(|it| self.source.text(it)) {
+                return Ok(Some((index, text)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl<I: Inquiry> Link for PerDialog<I> {
+    fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
+        if !self.selection.takes(vcon)? {
+            return Ok(Next::Continue);
+        }
+        let Some((dialog, text)) = self.next(vcon, &context.refused)? else {
+            return match all_refused("dialog", &context.refused) {
+                Some(failure) => Err(failure.into()),
+                None => Ok(Next::Continue),
+            };
+        };
+        let permit = context.permit()?;
+        let asked = self.inquiry.ask(&text, &self.client, context.deadline);
+        drop(permit);
+        match asked {
+            Ok(finding) => {
+                let vendor = self.client.vendor();
+                self.analyst.add(vcon, dialog, vendor, &finding)?;
+            }
+            Err(failure) if failure.kind.is_final() => context.refused.push((dialog, failure)),
+            Err(failure) => return Err(failure.into()),
+        }
+        Ok(Next::Again)
+    }
+
+    fn rewrites(&self) -> bool {
+        true
+    }
+
+    fn counts_requests(&self) -> bool {
+        true
+    }
+
+    fn longest_call(&self) -> Duration {
+        self.client.timeout()
+    }
+
+    fn probe(&mut self, _: &Receiver<()>) -> Result<(), Failure> {
+        self.client.probe()
+    }
+}
+
+/// One failure for all that was refused, if anything was: dialogs, or what else the numbers are those of.
+pub(super) fn all_refused(what: &str, refused: &[(usize, Failure)]) -> Option<Failure> {
+    let in_doubt = |(_, failure): &(usize, Failure)| failure.kind == FailureKind::Refused;
+    let kind = match refused.iter().any(in_doubt) {
+        true => FailureKind::Refused,
+        false => FailureKind::Permanent,
+    };
+    let each: Vec<String> = refused
+        .iter()
+        .map(|(number, failure)| format!("{what} {number}: {failure}"))
+        .collect();
+    (!each.is_empty()).then(|| Failure::new(kind, each.join("; ")))
+}
+
+/// The JSON in a model's reply, without the fence of Markdown that some models put around it.
+pub(super) fn json_in(reply: &str) -> &str {
+    let text = reply.trim();
+    let fenced = text
+        .strip_prefix("```")
+        .and_then(|text| text.strip_suffix("```"));
+    let Some(inside) = fenced else { return text };
+    inside.strip_prefix("json").unwrap_or(inside).trim()
+}
+
+/// Reads the option `response_format`: JSON, unless something else is asked for.
+pub(super) fn response_format(options: &mut Options) -> Box<RawValue> {
+    let given = options.json("response_format");
+    let json = given.unwrap_or_else(|| r#"{"type":"json_object"}"#.to_owned());
+    RawValue::from_string(json).unwrap_or_default()
+}
+
+/// A text from elsewhere without these secrets.
+pub(super) fn hidden(secrets: &[Secret], text: String) -> String {
+    secrets
+        .iter()
+        .fold(text, |text, secret| secret.hide_in(text))
+}
+
+/// Writes a value as JSON.
+pub(super) fn to_json(value: &impl Serialize) -> Result<Box<RawValue>, Failure> {
+    let written = to_raw_value(value);
+    written.map_err(|error| Failure::permanent(format!("could not write JSON: {error}")))
+}

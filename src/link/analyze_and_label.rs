@@ -1,0 +1,79 @@
+//! `links.analyze_and_label`: asks a language model for labels of each dialog, and tags the vCon with them.
+//!
+//! Reads the analysis of each dialog that `source` names; writes one of `analysis_type` with the model's reply,
+//! and a tag `label:label` for each string in the reply's `labels`. A reply that is not JSON is kept as text,
+//! and gives no tags. The module `ai` has what it shares with others.
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::Link;
+use super::ai::client::number;
+use super::ai::{
+    Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, Schema, json_in,
+    response_format,
+};
+use crate::deadline::Deadline;
+use crate::failure::Failure;
+use crate::options::Options;
+
+const SYSTEM_PROMPT: &str = "You are a helpful assistant that reads conversations and labels them.";
+
+const PROMPT: &str = "Find the labels that best describe this transcript. Answer with a JSON object whose only \
+                      key, 'labels', holds an array of strings.";
+
+struct AnalyzeAndLabel {
+    model: String,
+    prompt: String,
+    temperature: Box<RawValue>,
+    response_format: Box<RawValue>,
+}
+
+pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
+    let prompt = options.string_or("prompt", PROMPT);
+    let model = options.string_or("model", "gpt-4-turbo");
+    let analyst = Analyst {
+        analysis_type: options.string_or("analysis_type", "labeled_analysis"),
+        schema: Schema::new(options, &[("model", &model), ("prompt", &prompt)]),
+    };
+    let inquiry = AnalyzeAndLabel {
+        temperature: number(options.number_or("temperature", 0.2)),
+        response_format: response_format(options),
+        model,
+        prompt,
+    };
+    Box::new(PerDialog::open(
+        options,
+        "body.paragraphs.transcript",
+        analyst,
+        inquiry,
+    ))
+}
+
+impl Inquiry for AnalyzeAndLabel {
+    fn ask(&self, text: &str, client: &Client, deadline: Deadline) -> Result<Finding, Failure> {
+        let question = format!("{}\n\n{text}", self.prompt);
+        let chat = Chat {
+            model: &self.model,
+            messages: [Message::system(SYSTEM_PROMPT), Message::user(&question)],
+            temperature: Some(&self.temperature),
+            response_format: Some(&self.response_format),
+        };
+        Ok(labelled(client.chat(&chat, deadline)?))
+    }
+}
+
+/// What a reply says: its labels become tags.
+fn labelled(reply: String) -> Finding {
+    let json = json_in(&reply);
+    let Ok(value) = serde_json::from_str::<Value>(json) else {
+        return Finding::new(FoundBody::Text(reply));
+    };
+    let labels = value.get("labels").and_then(Value::as_array);
+    let labels = labels.into_iter().flatten().filter_map(Value::as_str);
+    let labels = labels.map(str::trim).filter(|label| !label.is_empty());
+    Finding {
+        tags: labels.map(|label| format!("{label}:{label}")).collect(),
+        ..Finding::new(FoundBody::JsonText(json.to_owned()))
+    }
+}
