@@ -77,3 +77,66 @@ fn labelled(reply: String) -> Finding {
         ..Finding::new(FoundBody::JsonText(json.to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::link::Next;
+    use crate::link::ai::testing::{options, reply, run, with_transcripts};
+
+    #[test]
+    fn labels_become_tags_and_the_reply_stays_as_it_is() {
+        let text = r#"{"labels": ["vip", " über ", "", 7, "vip"], "n": 1.0}"#;
+        let done = run(
+            open,
+            &options("prompt: p"),
+            &with_transcripts(1),
+            vec![reply(text)],
+        );
+        assert_eq!(done.end, Ok(Next::Continue));
+        let expected = json!({"type": "labeled_analysis", "dialog": 0, "vendor": "openai", "body": text,
+            "encoding": "json", "vendor_schema": {"model": "gpt-4-turbo", "prompt": "p"}});
+        assert_eq!(done.vcon["analysis"][1], expected);
+        let tags =
+            json!({"purpose": "tags", "body": r#"["vip:vip","über:über"]"#, "encoding": "json"});
+        assert_eq!(done.vcon["attachments"], json!([tags]));
+        let (_, body) = &done.requests[0];
+        assert_eq!(body["response_format"], json!({"type": "json_object"}));
+        assert_eq!(body["temperature"], json!(0.2));
+        assert_eq!(body["messages"][1]["content"], "p\n\nwords 0");
+    }
+
+    #[test]
+    fn a_reply_that_is_no_json_is_kept_as_text_and_one_without_labels_gives_no_tags() {
+        for (text, encoding, body) in [
+            ("vip, really", "none", "vip, really"),
+            (
+                "```json\n{\"labels\": null}\n```",
+                "json",
+                "{\"labels\": null}",
+            ),
+            ("[1]", "json", "[1]"),
+        ] {
+            let done = run(open, &options(""), &with_transcripts(1), vec![reply(text)]);
+            assert_eq!(done.end, Ok(Next::Continue));
+            assert_eq!(done.vcon["analysis"][1]["body"], body);
+            assert_eq!(done.vcon["analysis"][1]["encoding"], encoding);
+            assert_eq!(done.vcon.get("attachments"), None);
+        }
+    }
+
+    #[test]
+    fn another_format_may_be_asked_for() {
+        let format = "response_format: {type: json_schema, json_schema: {name: x, strict: true}}";
+        let done = run(
+            open,
+            &options(format),
+            &with_transcripts(1),
+            vec![reply("{}")],
+        );
+        let expected = json!({"type": "json_schema", "json_schema": {"name": "x", "strict": true}});
+        assert_eq!(done.requests[0].1["response_format"], expected);
+    }
+}

@@ -110,3 +110,70 @@ impl Link for AnalyzeVcon {
         self.client.probe()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::failure::FailureKind;
+    use crate::link::ai::testing::{error, options, reply, run};
+
+    fn document() -> Value {
+        json!({"vcon": "0.4.0", "dialog": [{"type": "text", "body": "hello"}],
+            "analysis": [{"type": "summary", "body": {"a": 1}, "encoding": "json"}]})
+    }
+
+    #[test]
+    fn the_vcon_gets_one_analysis_of_all_of_it() {
+        for (others, has_body) in [("", false), ("remove_body_properties: false", true)] {
+            let done = run(
+                open,
+                &options(others),
+                &document(),
+                vec![reply(r#"{"mood": "good"}"#)],
+            );
+            assert_eq!((done.end, done.parts), (Ok(Next::Continue), 1));
+            let schema = json!({"model": "gpt-3.5-turbo-16k", "prompt": PROMPT, "system_prompt": SYSTEM_PROMPT});
+            let expected = json!({"type": "json_analysis", "dialog": 0, "vendor": "openai",
+                "body": {"mood": "good"}, "encoding": "json", "vendor_schema": schema});
+            assert_eq!(done.vcon["analysis"][1], expected);
+            let asked = done.requests[0].1["messages"][1]["content"]
+                .as_str()
+                .unwrap();
+            let (prompt, asked) = asked.split_once("\n\n").unwrap();
+            assert_eq!(prompt, PROMPT);
+            let asked: Value = serde_json::from_str(asked).unwrap();
+            let mut expected = document();
+            if !has_body {
+                expected["dialog"] = json!([{"type": "text"}]);
+            }
+            assert_eq!(asked["dialog"], expected["dialog"]);
+            assert_eq!(asked["analysis"][0]["body"], json!({"a": 1}));
+        }
+    }
+
+    #[test]
+    fn a_vcon_that_has_its_analysis_is_left_as_it_is() {
+        let mut document = document();
+        document["analysis"][0]["type"] = json!("json_analysis");
+        let done = run(open, &options(""), &document, Vec::new());
+        assert_eq!((done.end, done.parts), (Ok(Next::Continue), 0));
+    }
+
+    #[test]
+    fn a_reply_that_is_no_json_or_a_refusal_leaves_nothing() {
+        for (answer, kind) in [
+            (reply("{\"cut"), FailureKind::Refused),
+            (error(413, "x"), FailureKind::Permanent),
+        ] {
+            let done = run(open, &options(""), &document(), vec![answer]);
+            assert_eq!(done.vcon, document());
+            match done.end {
+                Err(LinkError::Failed(failure)) => assert_eq!(failure.kind, kind, "{failure}"),
+                other => unreachable!("{other:?}"),
+            }
+        }
+    }
+}

@@ -124,3 +124,98 @@ fn truth(value: &Value) -> Option<bool> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::link::ai::testing::{options, reply, run};
+    use crate::link::{LinkError, Next};
+
+    const NEEDED: &str = "tag_name: mood, tag_value: bad, evaluation_question: 'Angry?'";
+
+    fn document() -> Value {
+        let said = json!([{"speaker": "A", "message": "hm"}]);
+        json!({"vcon": "0.4.0", "dialog": [{}, {}], "analysis": [
+            {"type": "transcript", "dialog": 0, "body": said},
+            {"type": "transcript", "dialog": 1, "body": "plain"}]})
+    }
+
+    #[test]
+    fn the_tag_is_set_where_it_applies() {
+        let answers = vec![reply(r#"{"applies": true}"#), reply(r#"{"applies": "No"}"#)];
+        let done = run(open, &options(NEEDED), &document(), answers);
+        assert_eq!((done.end, done.parts), (Ok(Next::Continue), 2));
+        let analysis = |dialog, applies| {
+            json!({"type": "tag_evaluation", "dialog": dialog, "vendor": "openai",
+                "body": {"link_name": "", "tag": "mood:bad", "applies": applies}, "encoding": "json",
+                "vendor_schema": {"model": "gpt-5", "evaluation_question": "Angry?"}})
+        };
+        assert_eq!(done.vcon["analysis"][2], analysis(0, true));
+        assert_eq!(done.vcon["analysis"][3], analysis(1, false));
+        assert_eq!(done.vcon["attachments"][0]["body"], r#"["mood:bad"]"#);
+        let (_, body) = &done.requests[0];
+        assert_eq!(body.get("temperature"), None);
+        assert_eq!(body["response_format"], json!({"type": "json_object"}));
+        let question = body["messages"][1]["content"].as_str().unwrap();
+        assert!(
+            question.starts_with("Question: Angry?\n\nText:\n[{"),
+            "{question}"
+        );
+        assert!(
+            done.requests[1].1["messages"][1]["content"]
+                .as_str()
+                .unwrap()
+                .contains("\nplain\n")
+        );
+    }
+
+    #[test]
+    fn two_links_may_share_a_type_and_none_asks_twice() {
+        let mut document = document();
+        let evaluation = |dialog, link: &str| json!({"type": "tag_evaluation", "dialog": dialog, "body": {"link_name": link}});
+        document["analysis"].as_array_mut().unwrap().extend([
+            evaluation(0, "another"),
+            evaluation(1, "another"),
+            evaluation(1, ""),
+        ]);
+        let answers = vec![reply(r#"{"applies": false}"#)];
+        let done = run(open, &options(NEEDED), &document, answers);
+        assert_eq!((done.end, done.parts), (Ok(Next::Continue), 1));
+        assert_eq!(done.vcon.get("attachments"), None);
+    }
+
+    #[test]
+    fn a_reply_that_is_no_answer_is_no_result() {
+        for text in [
+            "yes",
+            "{}",
+            r#"{"applies": null}"#,
+            r#"{"applies": "perhaps"}"#,
+        ] {
+            let answers = vec![reply(text), reply(r#"{"applies": true}"#)];
+            let done = run(open, &options(NEEDED), &document(), answers);
+            assert_eq!(done.vcon["analysis"].as_array().map(Vec::len), Some(3));
+            match done.end {
+                Err(LinkError::Failed(failure)) => {
+                    let why = "dialog 0: the model did not reply with {\"applies\": true} or false";
+                    assert_eq!(failure, Failure::refused(why));
+                }
+                other => unreachable!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_required_is_named() {
+        let mut options = Options::from_yaml("{api_key: k}");
+        open(&mut options);
+        let expected = ["tag_name", "tag_value", "evaluation_question"];
+        assert_eq!(
+            options.faults(),
+            expected.map(|key| format!("{key}: is required"))
+        );
+    }
+}

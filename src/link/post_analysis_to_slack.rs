@@ -449,3 +449,263 @@ fn details_url(url: &str, id: &str) -> String {
     let joint = if url.contains('?') { '&' } else { '?' };
     format!("{url}{joint}_vcon_id=%22{id}%22")
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::link::ai::testing::run;
+
+    const TOKEN: &str = "xoxb-0123456789";
+
+    fn options(others: &str) -> String {
+        format!("{{token: {TOKEN}, default_channel_name: alerts, api_url: URL/api, {others}}}")
+    }
+
+    fn document() -> Value {
+        json!({"vcon": "0.4.0", "analysis": [
+            {"type": "customer_frustration", "dialog": 0, "body": "all is well"},
+            {"type": "customer_frustration", "dialog": 1, "body": "NEEDS REVIEW: <angry> & loud"},
+            {"type": "summary", "dialog": 0, "body": "of another dialog"}]})
+    }
+
+    fn with_team(body: Value) -> Value {
+        let mut document = document();
+        document["attachments"] = json!([{"purpose": "strolid_dealer", "body": body}]);
+        document
+    }
+
+    fn ok() -> (u16, Value) {
+        (200, json!({"ok": true, "ts": "1.2"}))
+    }
+
+    fn error(code: &str) -> (u16, Value) {
+        (200, json!({"ok": false, "error": code}))
+    }
+
+    fn failed(end: Result<Next, LinkError>) -> Failure {
+        match end {
+            Err(LinkError::Failed(failure)) => failure,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_matches_is_posted_once_and_marked() {
+        let done = run(
+            open,
+            &options("url: 'https://portal/{vcon_id}/x'"),
+            &document(),
+            vec![ok()],
+        );
+        assert_eq!((done.end, done.parts), (Ok(Next::Continue), 1));
+        let mut expected = document();
+        expected["analysis"][1]["was_posted_to_slack"] = json!(true);
+        assert_eq!(done.vcon, expected);
+        let (head, body) = &done.requests[0];
+        assert!(
+            head.starts_with("post /api/chat.postmessage http/1.1\r\n"),
+            "{head}"
+        );
+        assert!(
+            head.contains(&format!("authorization: bearer {TOKEN}")),
+            "{head}"
+        );
+        assert_eq!(body["channel"], "alerts");
+        let text = "NEEDS REVIEW: &lt;angry&gt; &amp; loud";
+        assert_eq!(body["text"], text);
+        assert_eq!(body["blocks"][0]["text"]["text"], "*customer_frustration*");
+        assert_eq!(
+            body["blocks"][1],
+            json!({"type": "section", "text": {"type": "mrkdwn", "text": text}})
+        );
+        let url = body["blocks"][2]["accessory"]["url"].as_str().unwrap();
+        assert!(
+            url.starts_with("https://portal/") && url.len() == 36 + 17,
+            "{url}"
+        );
+
+        let again = run(open, &options(""), &done.vcon, Vec::new());
+        assert_eq!((again.end, again.parts), (Ok(Next::Continue), 0));
+    }
+
+    #[test]
+    fn the_summary_of_the_same_dialog_is_what_is_shown() {
+        let mut document = document();
+        document["analysis"][2]["dialog"] = json!(1);
+        let done = run(open, &options(""), &document, vec![ok()]);
+        assert_eq!(done.requests[0].1["text"], "of another dialog");
+        assert_eq!(
+            done.requests[0].1["blocks"].as_array().map(Vec::len),
+            Some(2)
+        );
+    }
+
+    #[test]
+    fn a_team_has_a_channel_of_its_own() {
+        for (body, channel, text) in [
+            (
+                json!({"team": {"name": "Blue Birds"}, "name": "Zoë"}),
+                Some("team-blue-alerts"),
+                " #Zoë",
+            ),
+            (json!({"team": "Red"}), Some("team-red-alerts"), ""),
+            (
+                json!(r#"{"team": {"name": "Red"}}"#),
+                Some("team-red-alerts"),
+                "",
+            ),
+            (json!({"team": "Strolid"}), None, ""),
+            (json!({"team": 7}), None, ""),
+            (json!("no JSON"), None, ""),
+        ] {
+            let both = if channel.is_some() { 2 } else { 1 };
+            let done = run(open, &options(""), &with_team(body), vec![ok(); both]);
+            assert_eq!((done.end, done.parts), (Ok(Next::Continue), both));
+            let channels: Vec<&str> = done
+                .requests
+                .iter()
+                .map(|(_, body)| body["channel"].as_str().unwrap())
+                .collect();
+            let expected: Vec<&str> = ["alerts"].into_iter().chain(channel).collect();
+            assert_eq!(channels, expected);
+            assert_eq!(done.vcon["analysis"][1]["was_posted_to_slack"], true);
+            assert!(
+                done.requests[0].1["text"]
+                    .as_str()
+                    .unwrap()
+                    .ends_with(&format!("loud{text}"))
+            );
+        }
+    }
+
+    #[test]
+    fn a_channel_that_has_the_message_does_not_get_it_again() {
+        let document = with_team(json!({"team": "red"}));
+        let done = run(
+            open,
+            &options(""),
+            &document,
+            vec![ok(), error("internal_error")],
+        );
+        assert_eq!(failed(done.end).kind, FailureKind::Transient);
+        assert_eq!(
+            done.vcon["analysis"][1]["was_posted_to_slack"],
+            json!(["alerts"])
+        );
+        let done = run(open, &options(""), &done.vcon, vec![ok()]);
+        assert_eq!((done.end, done.parts), (Ok(Next::Continue), 1));
+        assert_eq!(done.requests[0].1["channel"], "team-red-alerts");
+        assert_eq!(done.vcon["analysis"][1]["was_posted_to_slack"], true);
+    }
+
+    #[test]
+    fn answers_are_classified() {
+        use FailureKind::{Busy, Denied, Permanent, Refused, Transient};
+        for (answer, kind) in [
+            (error("ratelimited"), Busy),
+            ((429, json!({"ok": false, "error": "ratelimited"})), Busy),
+            (error("invalid_auth"), Denied),
+            (error("missing_scope"), Denied),
+            (error("channel_not_found"), Denied),
+            (error("msg_too_long"), Permanent),
+            (error("no_text"), Permanent),
+            (error("who_knows"), Transient),
+            ((500, json!("")), Transient),
+            ((200, json!("<html>")), Transient),
+            ((200, json!({})), Transient),
+        ] {
+            let done = run(open, &options(""), &document(), vec![answer]);
+            let failure = failed(done.end);
+            assert_eq!(failure.kind, kind, "{failure}");
+            assert_eq!(done.vcon, document());
+            assert!(!failure.message.contains(TOKEN));
+        }
+        // Others may have a channel for their team.
+        let answers = vec![ok(), error("channel_not_found")];
+        let failure = failed(
+            run(
+                open,
+                &options(""),
+                &with_team(json!({"team": "x"})),
+                answers,
+            )
+            .end,
+        );
+        assert_eq!(failure.kind, Refused);
+        assert!(
+            failure
+                .message
+                .ends_with("Slack says channel_not_found of channel team-x-alerts"),
+            "{failure}"
+        );
+    }
+
+    #[test]
+    fn a_probe_asks_who_the_token_belongs_to() {
+        use crate::http_client::tests::serve_with;
+        for (said, is_well) in [
+            (r#"{"ok":true}"#, true),
+            (r#"{"ok":false,"error":"invalid_auth"}"#, false),
+        ] {
+            let (address, server) = serve_with(vec![(200, said.to_owned())]);
+            let yaml = options("").replace("URL", &format!("http://{address}"));
+            let mut link = crate::link::testing::opened(open, &yaml);
+            let (_drain, drained) = crossbeam_channel::bounded(0);
+            assert_eq!(link.probe(&drained).is_ok(), is_well);
+            assert!(server.join().unwrap()[0].starts_with("POST /api/auth.test "));
+        }
+    }
+
+    #[test]
+    fn long_text_is_cut_to_what_slack_takes() {
+        let cut = escaped(&"é".repeat(4000));
+        assert_eq!(cut.chars().count(), 3000);
+        assert!(cut.ends_with("é…"));
+        assert_eq!(escaped(&"é".repeat(3000)), "é".repeat(3000));
+        let cut = escaped(&"<".repeat(4000));
+        assert!(
+            cut.chars().count() <= 3000 && cut.ends_with("&lt;…"),
+            "{cut}"
+        );
+    }
+
+    #[test]
+    fn the_details_are_where_the_existing_worker_has_them() {
+        assert_eq!(
+            details_url("https://h/p", "1"),
+            "https://h/p?_vcon_id=%221%22"
+        );
+        assert_eq!(
+            details_url("https://h/p?a=b", "1"),
+            "https://h/p?a=b&_vcon_id=%221%22"
+        );
+        assert_eq!(details_url("https://h/{vcon_id}/", "1"), "https://h/1/");
+    }
+
+    #[test]
+    fn options_that_are_missing_or_wrong_are_named() {
+        for (yaml, faults) in [
+            (
+                "{}",
+                ["token: is required", "default_channel_name: is required"].as_slice(),
+            ),
+            (
+                "{token: \"a\\nb\", default_channel_name: c}",
+                &["token: is not one line of text"],
+            ),
+            (
+                "{token: a, default_channel_name: c, timeout: 0}",
+                &["timeout: must be more than 0"],
+            ),
+        ] {
+            let mut options = Options::from_yaml(yaml);
+            open(&mut options);
+            assert_eq!(options.faults(), faults);
+        }
+        let mut options =
+            Options::from_yaml("{token: a, default_channel_name: c, url: Url to link to}");
+        open(&mut options);
+        assert_eq!(options.warnings().len(), 1);
+    }
+}

@@ -485,3 +485,193 @@ fn no_text(url: &Url, refusal: Option<&str>, end: Option<&str>) -> Failure {
         (None, _) => Failure::refused(format!("the model of {url} gave an empty answer")),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::failure::FailureKind;
+    use crate::http_client::tests::{serve, serve_with};
+
+    fn client(yaml: &str) -> Client {
+        let mut options = Options::from_yaml(yaml);
+        let client = Client::open(&mut options);
+        options.finish();
+        assert_eq!(options.faults(), [""; 0], "{yaml}");
+        client
+    }
+
+    fn faults(yaml: &str) -> Vec<String> {
+        let mut options = Options::from_yaml(yaml);
+        Client::open(&mut options);
+        options.faults()
+    }
+
+    const REPLY: &str = r#"{"choices":[{"message":{"content":"hi"}}]}"#;
+
+    /// The head of the request for a chat, in lower case.
+    fn asked(options: &str, model: &str) -> (&'static str, String) {
+        let (address, server) = serve_with(vec![(200, REPLY.to_owned())]);
+        let client = client(&options.replace("SERVER", &format!("http://{address}")));
+        let chat = Chat {
+            model,
+            messages: [Message::system("s"), Message::user("u")],
+            temperature: None,
+            response_format: None,
+        };
+        assert_eq!(client.chat(&chat, Deadline::NONE).as_deref(), Ok("hi"));
+        let request = server.join().unwrap().remove(0).to_lowercase();
+        let head = request
+            .split_once("\r\n\r\n")
+            .map(|(head, _)| head.to_owned());
+        (client.vendor(), head.unwrap())
+    }
+
+    #[test]
+    fn each_kind_of_server_is_asked_in_its_own_way() {
+        let litellm = "LITELLM_PROXY_URL: SERVER/proxy/, LITELLM_MASTER_KEY: lk";
+        let azure = "AZURE_OPENAI_ENDPOINT: SERVER/, AZURE_OPENAI_API_KEY: ak";
+        for (options, vendor, path, header) in [
+            (
+                format!("{{{litellm}, {azure}, api_key: ok}}"),
+                "litellm",
+                "/proxy/chat/completions",
+                Some("authorization: bearer lk"),
+            ),
+            (
+                format!("{{{azure}, api_key: ok, LITELLM_PROXY_URL: 'http://h'}}"),
+                "azure",
+                "/openai/deployments/my%20model/chat/completions?api-version=2024%2d10%2d21",
+                Some("api-key: ak"),
+            ),
+            (
+                format!("{{{azure}, AZURE_OPENAI_API_VERSION: v1}}"),
+                "azure",
+                "/openai/deployments/my%20model/chat/completions?api-version=v1",
+                Some("api-key: ak"),
+            ),
+            (
+                "{OPENAI_API_KEY: ok, base_url: SERVER}".to_owned(),
+                "openai",
+                "/chat/completions",
+                Some("authorization: bearer ok"),
+            ),
+            (
+                "{openai_api_key: ok, openai_base_url: SERVER/v1}".to_owned(),
+                "openai",
+                "/v1/chat/completions",
+                Some("authorization: bearer ok"),
+            ),
+            (
+                "{OPENAI_BASE_URL: SERVER/v1}".to_owned(),
+                "openai",
+                "/v1/chat/completions",
+                None,
+            ),
+        ] {
+            let (found, head) = asked(&options, "my model");
+            assert_eq!(found, vendor);
+            assert!(
+                head.starts_with(&format!("post {path} http/1.1\r\n")),
+                "{head}"
+            );
+            match header {
+                Some(header) => assert!(head.contains(header), "{head}"),
+                None => assert!(!head.contains("authorization"), "{head}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_organization_and_a_project_are_named_to_the_server() {
+        let (_, head) = asked(
+            "{api_key: k, base_url: SERVER, organization: o, project_key: p}",
+            "m",
+        );
+        assert!(head.contains("openai-organization: o"), "{head}");
+        assert!(head.contains("openai-project: p"), "{head}");
+    }
+
+    #[test]
+    fn openai_itself_is_asked_if_no_url_is_given() {
+        let client = client("{api_key: k}");
+        let url = client.server.unwrap().url.to_string();
+        assert_eq!(url, "https://api.openai.com/v1");
+        assert_eq!(client.timeout, Duration::from_secs(120));
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named_without_the_value() {
+        let missing = faults("{AZURE_OPENAI_API_KEY: hunter2}");
+        assert!(
+            missing[0].starts_with("OPENAI_API_KEY: is required"),
+            "{missing:?}"
+        );
+        for (yaml, fault) in [
+            (
+                "{api_key: k, base_url: nowhere}",
+                "base_url: is not a URL of the form http://host/path or https://host/path",
+            ),
+            (
+                "{api_key: k, base_url: 'http://h/?a=b'}",
+                "base_url: must have no query",
+            ),
+            ("{api_key: k, timeout: 0}", "timeout: must be more than 0"),
+            (
+                "{api_key: \"hunter2\\n3\"}",
+                "OPENAI_API_KEY: is not one line of text",
+            ),
+        ] {
+            assert_eq!(faults(yaml), [fault]);
+        }
+        let mut options = Options::from_yaml("{api_key: k, LITELLM_MASTER_KEY: hunter2}");
+        Client::open(&mut options);
+        assert_eq!(
+            options.warnings(),
+            ["LITELLM_MASTER_KEY: has no effect without `LITELLM_PROXY_URL`"]
+        );
+    }
+
+    #[test]
+    fn a_probe_asks_for_the_models_with_the_key() {
+        for (status, kind) in [
+            ("200 OK", None),
+            ("404 Not Found", None),
+            ("405 Method Not Allowed", None),
+            ("401 Unauthorized", Some(FailureKind::Denied)),
+            ("403 Forbidden", Some(FailureKind::Denied)),
+            ("503 Service Unavailable", Some(FailureKind::Busy)),
+            ("500 Internal Server Error", Some(FailureKind::Transient)),
+        ] {
+            let (address, server) = serve(&[status]);
+            let client = client(&format!(
+                "{{api_key: key123, base_url: 'http://{address}/v1'}}"
+            ));
+            let probed = client.probe();
+            assert_eq!(probed.err().map(|failure| failure.kind), kind, "{status}");
+            let request = server.join().unwrap().remove(0).to_lowercase();
+            assert!(
+                request.starts_with("get /v1/models http/1.1\r\n"),
+                "{request}"
+            );
+            assert!(
+                request.contains("authorization: bearer key123"),
+                "{request}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_they_are_meant() {
+        for (value, written) in [(0.0, "0"), (0.2, "0.2"), (1.0, "1")] {
+            assert_eq!(number(value).get(), written);
+        }
+    }
+
+    #[test]
+    fn the_text_of_a_reply_may_come_in_parts() {
+        let url: Url = "http://h".parse().unwrap();
+        let parts = serde_json::json!({"choices": [{"message": {"content": [{"type": "text", "text": "a"}, {"text": "b"}]}}]});
+        assert_eq!(reply_of_chat(&parts, &url).as_deref(), Ok("ab"));
+    }
+}

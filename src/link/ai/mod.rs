@@ -264,3 +264,150 @@ pub(super) fn to_json(value: &impl Serialize) -> Result<Box<RawValue>, Failure> 
     let written = to_raw_value(value);
     written.map_err(|error| Failure::permanent(format!("could not write JSON: {error}")))
 }
+
+/// What the tests of these links share: a server that answers as it is told, and a run until the link is done.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(super) mod testing {
+    use serde_json::{Value, json};
+
+    use crate::http_client::tests::serve_with;
+    use crate::link::testing::opened;
+    use crate::link::{Context, Link, LinkError, Next};
+    use crate::options::Options;
+    use crate::vcon::{Vcon, VconId, Version};
+
+    /// The key of the tests.
+    pub const KEY: &str = "sk-test-0123456789";
+
+    /// What a link has done with a vCon.
+    pub struct Done {
+        /// How its last run ended.
+        pub end: Result<Next, LinkError>,
+        /// How many runs ended with `Again`.
+        pub parts: usize,
+        pub vcon: Value,
+        /// The requests: their heads in lower case, and their bodies.
+        pub requests: Vec<(String, Value)>,
+    }
+
+    /// Runs a link until it is done, against a server that gives these answers and no more. `URL` in the options is
+    /// that of the server.
+    pub fn run(
+        open: fn(&mut Options) -> Box<dyn Link>,
+        options: &str,
+        document: &Value,
+        answers: Vec<(u16, Value)>,
+    ) -> Done {
+        let answers = answers.into_iter().map(|(status, body)| {
+            let text = match body {
+                Value::String(text) => text,
+                body => body.to_string(),
+            };
+            (status, text)
+        });
+        let (address, server) = serve_with(answers.collect());
+        let options = options.replace("URL", &format!("http://{address}"));
+        let mut link = opened(open, &options);
+        assert!(link.rewrites() && link.counts_requests() && !link.longest_call().is_zero());
+        let (_drain, drained) = crossbeam_channel::bounded(0);
+        let mut context = Context::new(&drained, Version::Current);
+        let mut vcon = Vcon::read(VconId::random(), &document.to_string()).unwrap();
+        let mut parts = 0;
+        let end = loop {
+            match link.run(&mut vcon, &mut context) {
+                Ok(Next::Again) => parts += 1,
+                end => break end,
+            }
+        };
+        let requests = server.join().unwrap().into_iter().map(|request| {
+            let (head, body) = request.split_once("\r\n\r\n").unwrap();
+            (head.to_lowercase(), serde_json::from_str(body).unwrap())
+        });
+        Done {
+            end,
+            parts,
+            vcon: serde_json::from_str(&vcon.to_json()).unwrap(),
+            requests: requests.collect(),
+        }
+    }
+
+    /// Options for the server of a test, and others.
+    pub fn options(others: &str) -> String {
+        format!("{{base_url: URL/v1, api_key: {KEY}, {others}}}")
+    }
+
+    /// A vCon of so many dialogs with transcripts.
+    pub fn with_transcripts(dialogs: usize) -> Value {
+        let text = |index| json!({"paragraphs": {"transcript": format!("words {index}")}});
+        let transcript = |index| json!({"type": "transcript", "dialog": index, "vendor": "v", "body": text(index)});
+        json!({
+            "vcon": "0.4.0",
+            "dialog": vec![json!({"type": "recording"}); dialogs],
+            "analysis": (0..dialogs).map(transcript).collect::<Vec<_>>(),
+        })
+    }
+
+    /// The answer of `chat/completions` with this text.
+    pub fn reply(text: &str) -> (u16, Value) {
+        let message = json!({"role": "assistant", "content": text});
+        (
+            200,
+            json!({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}),
+        )
+    }
+
+    /// An error as OpenAI answers it.
+    pub fn error(status: u16, code: &str) -> (u16, Value) {
+        (
+            status,
+            json!({"error": {"message": "why", "type": "t", "param": null, "code": code}}),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_found_within_a_fence() {
+        for reply in ["{}", " {} \n", "```json\n{}\n```", "```\n{}\n```\n"] {
+            assert_eq!(json_in(reply), "{}");
+        }
+        assert_eq!(json_in("```{}"), "```{}");
+    }
+
+    #[test]
+    fn what_was_looked_up_is_not_told() {
+        let mut options = Options::from_yaml("{}");
+        let secrets = [Secret::new("hunter2"), Secret::new("gpt-5")];
+        options.set_looked_up(&secrets.into());
+        let members = [("model", "gpt-5"), ("prompt", "say hunter2"), ("a", "b")];
+        let schema = Schema::new(&options, &members);
+        let written = schema
+            .with(&[("more", "m".to_owned())])
+            .map(|it| it.get().to_owned());
+        assert_eq!(
+            written.as_deref(),
+            Ok(r#"{"prompt":"say ***","a":"b","more":"m"}"#)
+        );
+    }
+
+    #[test]
+    fn one_failure_names_all_that_was_refused() {
+        assert_eq!(all_refused("dialog", &[]), None);
+        let two = [(0, Failure::permanent("a")), (2, Failure::permanent("b"))];
+        let failure = all_refused("dialog", &two);
+        assert_eq!(
+            failure,
+            Some(Failure::permanent("dialog 0: a; dialog 2: b"))
+        );
+        let mixed = [(0, Failure::permanent("a")), (1, Failure::refused("b"))];
+        let failure = all_refused("analysis", &mixed);
+        assert_eq!(
+            failure,
+            Some(Failure::refused("analysis 0: a; analysis 1: b"))
+        );
+    }
+}

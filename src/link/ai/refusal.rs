@@ -120,13 +120,12 @@ fn shown(said: &Explanation, secrets: &[Secret]) -> String {
         Some(code) => code.clone(),
         None => said.message.clone(),
     };
-    let whole = hidden(secrets, whole);
     // A key of which some letters are left: `sk-ab***xy`.
     let words: Vec<&str> = whole
         .split(' ')
         .map(|word| if word.contains("**") { "***" } else { word })
         .collect();
-    let whole = words.join(" ");
+    let whole = hidden(secrets, words.join(" "));
     let mut cut: String = whole.trim().chars().take(LONGEST).collect();
     if cut.len() < whole.trim().len() {
         cut.push('…');
