@@ -245,7 +245,7 @@ tracers: {audit: {module: tracers.jlinc}}
 links:
   tag: {module: links.tag, options: {tags: 7, nothing: []}}
   own: {module: links.tag, native: false}
-  far: {module: links.analyze, options: {key: '${OPENAI_API_KEY}${OPENAI_API_KEY}${2}'}}
+  far: {module: links.scitt, options: {key: '${OPENAI_API_KEY}${OPENAI_API_KEY}${2}'}}
   none: {}
 storages: {mongo: {module: storage.mongo}, files: {module: storage.file}}
 followers: {branch: {}}
@@ -265,7 +265,7 @@ chains:
             [
                 "link tag links.tag*",
                 "link own links.tag",
-                "link far links.analyze",
+                "link far links.scitt",
                 "link none ",
                 "storage mongo storage.mongo",
                 "storage files storage.file*",

@@ -107,7 +107,7 @@ impl ModuleKind {
 /// A Python module as an entry of `config.yml` names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PythonModule {
-    /// Its name, as in `links.analyze`.
+    /// Its name, as in `links.scitt`.
     pub module: String,
     /// What it is used for.
     pub kind: ModuleKind,

@@ -69,11 +69,11 @@ fn modules_of_an_existing_deployment_are_all_told_with_what_to_set() {
     let text = format!(
         "{GOOD}tracers: {{audit: {{module: tracers.audit}}}}\nimports: {{helper: ours.helper}}\n"
     )
-    .replace("links.tag,", "links.analyze,")
+    .replace("links.tag,", "links.scitt,")
     .replace("storage.file,", "storage.mongo,");
     let conserver = Conserver::without_redis().config_text(&text);
     let words = [
-        "config.yml:2: links.tagger.module: `links.analyze`",
+        "config.yml:2: links.tagger.module: `links.scitt`",
         "config.yml:4: storages.files.module: `storage.mongo`",
         "config.yml:11: tracers.audit.module: `tracers.audit`",
         "config.yml:12: imports.helper: `ours.helper`",

@@ -599,7 +599,7 @@ fn what_would_not_work_is_named_and_there_is_a_plan_all_the_same() {
     let config = json!({
         "links": {
             "tagger": {"module": "links.tag", "options": {"tags": [{"a": "b"}]}},
-            "far": {"module": "links.analyze", "options": {"OPENAI_API_KEY": KEY}},
+            "far": {"module": "links.scitt", "options": {"OPENAI_API_KEY": KEY}},
         },
         "storages": {"files": files.storage(), "mongo": {"module": "storage.mongo"}},
         "tracers": {"audit": {"module": "tracers.jlinc"}},
@@ -789,7 +789,7 @@ fn a_deployment_with_python_modules_is_switched_over_and_back() {
         fs::create_dir(programs.folder().join(folder)).expect("a folder");
     }
     programs.write("lib/calls.py", COMMON);
-    programs.write("links/analyze.py", LINK);
+    programs.write("links/scitt.py", LINK);
     programs.write("storage/shelf.py", STORAGE);
     programs.write("tracers/audit.py", TRACER);
     programs.write("helper.py", IMPORT);
@@ -805,7 +805,7 @@ fn a_deployment_with_python_modules_is_switched_over_and_back() {
         "tracers": {"audit": {"module": "tracers.audit", "options": {"dlq_vcon_on_error": true}}},
         "links": {
             "tagger": {"module": "links.tag", "options": {"tags": ["seen"]}},
-            "analyze": {"module": "links.analyze", "options": {"prompt": "Sum it up"}},
+            "analyze": {"module": "links.scitt", "options": {"prompt": "Sum it up"}},
             "rate": {"module": "visit_rating", "pip_name": &wheel, "options": {"scale": 5}},
             "spare": {"module": "links.never_there"},
         },

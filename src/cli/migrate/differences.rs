@@ -162,6 +162,75 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         })),
     },
     Difference {
+        id: "model_selection",
+        what: "links that ask language models: `sampling_rate`",
+        existing: "drawn anew each time; 0 takes all vCons",
+        conserver: "the same answer for a vCon each time; 0 takes none",
+        concerns: |it| some(it.used(Section::Links, |link| {
+            asks_a_model(link) && link.has_option("sampling_rate")
+        })),
+    },
+    Difference {
+        id: "model_failure",
+        what: "links that ask language models: a dialog that fails",
+        existing: "the vCon is a dead letter, and what other dialogs got is lost",
+        conserver: "the others keep their results, and are not asked about again; a server that refuses the key, the \
+                    model or the quota holds the chain",
+        concerns: |it| some(it.used(Section::Links, asks_a_model)),
+    },
+    Difference {
+        id: "model_source",
+        what: "links that ask language models: a text that is JSON text, a list or an object",
+        existing: "`links.analyze` and `links.analyze_and_label` do not look into JSON text, and fail on a list",
+        conserver: "all look into JSON text; a list or an object is handed over as JSON",
+        concerns: |it| some(it.used(Section::Links, asks_a_model)),
+    },
+    Difference {
+        id: "model_credentials",
+        what: "`links.detect_engagement` without credentials in its options",
+        existing: "takes OPENAI_API_KEY from the environment, or passes the vCon on",
+        conserver: "is refused by `check`: give `OPENAI_API_KEY: ${OPENAI_API_KEY}`",
+        concerns: |it| some(it.used(Section::Links, |link| {
+            let credentials = [
+                "OPENAI_API_KEY", "openai_api_key", "api_key", "AZURE_OPENAI_API_KEY", "LITELLM_MASTER_KEY",
+            ];
+            let has_any = credentials.iter().any(|key| link.has_option(key));
+            link.module == "links.detect_engagement" && link.native && !has_any
+        })),
+    },
+    Difference {
+        id: "shared_evaluations",
+        what: "two `links.check_and_tag` with one `analysis_type`",
+        existing: "the second passes over each dialog that the first has asked about",
+        conserver: "each asks its own question",
+        concerns: |it| {
+            let links = it.links_of("links.check_and_tag");
+            (links.len() > 1).then_some(links)
+        },
+    },
+    Difference {
+        id: "evaluation_answer",
+        what: "`links.check_and_tag`: a reply without `applies`",
+        existing: "means no",
+        conserver: "the dialog has failed",
+        concerns: |it| some(it.links_of("links.check_and_tag")),
+    },
+    Difference {
+        id: "slack_text",
+        what: "`links.post_analysis_to_slack`: a dialog without a summary",
+        existing: "fails the vCon",
+        conserver: "the analysis itself is posted",
+        concerns: |it| some(it.links_of("links.post_analysis_to_slack")),
+    },
+    Difference {
+        id: "slack_channel",
+        what: "`links.post_analysis_to_slack`: a channel that is not there",
+        existing: "a note in the default channel, and the vCon is a dead letter",
+        conserver: "the default channel gets the message itself; then a dead letter if it is a team's channel, and the \
+                    chain waits if it is the default one",
+        concerns: |it| some(it.links_of("links.post_analysis_to_slack")),
+    },
+    Difference {
         id: "diet_types",
         what: "`links.diet`: `remove_attachment_types`, `remove_system_prompts`",
         existing: "look at `mime_type` only, and pass over JSON text",
@@ -347,11 +416,24 @@ impl Deployment {
             it.section == Section::Links && named.strip_prefix("link ") == Some(it.name.as_str())
         });
         link.is_some_and(|link| {
-            link.module == "links.webhook"
+            ["links.webhook", "links.post_analysis_to_slack"].contains(&&*link.module)
+                || asks_a_model(link)
                 || link.module == "links.diet" && link.has_option("post_media_to_url")
                 || link.is_python()
         })
     }
+}
+
+/// Whether a link is one of those that ask a language model, built in.
+fn asks_a_model(link: &NamedModule) -> bool {
+    let asking = [
+        "links.analyze",
+        "links.analyze_and_label",
+        "links.analyze_vcon",
+        "links.check_and_tag",
+        "links.detect_engagement",
+    ];
+    link.native && asking.contains(&&*link.module)
 }
 
 fn always(_: &Deployment) -> Option<Vec<String>> {

@@ -580,7 +580,7 @@ mod tests {
                 link("links.webhook", "webhook-urls: ['http://h']"),
                 &["unavailable_server", "unwritten_webhook"],
             ),
-            (link("links.analyze", ""), &python_link),
+            (link("links.scitt", ""), &python_link),
             (storage("storage.file", ""), file),
             (storage("storage.redis_storage", ""), other_storage),
             (storage("storage.elasticsearch", "url: 'http://h'"), &search),
@@ -691,7 +691,8 @@ mod tests {
     #[test]
     fn what_keeps_it_from_working_is_a_problem_and_what_is_odd_is_not() {
         let good = "chains: {main: {ingress_lists: [in], description: odd}}";
-        let missing = "links: {a: {module: links.analyze}}\nchains: {main: {links: [a], ingress_lists: [in]}}";
+        let missing =
+            "links: {a: {module: links.scitt}}\nchains: {main: {links: [a], ingress_lists: [in]}}";
         for (config, variables, redis, words) in [
             (good, "", documents(0, 1), vec![]),
             (
@@ -922,7 +923,7 @@ chains: {main: {links: [good, odd, gone, tag], ingress_lists: [in]}}
     fn what_python_lacks_comes_with_commands() {
         let folder = tempfile::tempdir().unwrap();
         let here = folder.path().display();
-        let config = "links: {a: {module: surely_not_there}, b: {module: links.analyze}}\n\
+        let config = "links: {a: {module: surely_not_there}, b: {module: links.scitt}}\n\
                       chains: {main: {links: [a, b], ingress_lists: [in]}}";
         let plan = |variables: &str| {
             Plan::of(&deployment(config, variables).with_redis(documents(0, 1), None))

@@ -202,8 +202,12 @@ impl Server {
             let other = options.filled_string(&format!("{name}_key"));
             given.or(other)
         });
-        for key in ["ai_usage_api_token", "send_ai_usage_data_to_url"] {
-            options.without_effect(key, "usage is not reported anywhere");
+        for key in ["send_ai_usage_data_to_url", "ai_usage_api_token"] {
+            options.pass_over(key);
+        }
+        if options.is_given("send_ai_usage_data_to_url") {
+            let why = "has no effect: usage is not reported anywhere";
+            options.warn("send_ai_usage_data_to_url", why);
         }
         let Some(credentials) = credentials else {
             options.fault(KEYS[0], MISSING);

@@ -25,7 +25,7 @@ use Verdict::{Accepted, Refused, Warned};
 /// Modules of a small deployment, without any library: file and text.
 const MODULES: [(&str, &str); 16] = [
     ("links/__init__.py", ""),
-    ("links/analyze/__init__.py", RUN),
+    ("links/scitt/__init__.py", RUN),
     ("links/transcribe/__init__.py", RUN),
     ("links/tag/__init__.py", RUN),
     ("storage/__init__.py", ""),
@@ -60,16 +60,16 @@ const RUN: &str = "def run(vcon_uuid, link_name, opts): return vcon_uuid\n";
 const ROWS: &[(&str, bool, Verdict, &[&str])] = &[
     // Without a path, the error says how to set it; with one, the module is found.
     (
-        "links: {a: {module: links.analyze, options: {prompt: p}}}",
+        "links: {a: {module: links.scitt, options: {prompt: p}}}",
         true,
         Accepted,
         &[],
     ),
     (
-        "links: {a: {module: links.analyze}}",
+        "links: {a: {module: links.scitt}}",
         false,
         Refused,
-        &["links.analyze", "CONSERVER_PYTHON_PATH"],
+        &["links.scitt", "CONSERVER_PYTHON_PATH"],
     ),
     ("links: {a: {module: office.mask}}", true, Accepted, &[]),
     (
@@ -218,10 +218,10 @@ const ROWS: &[(&str, bool, Verdict, &[&str])] = &[
         &["links.a", "nonsense"],
     ),
     (
-        "links: {a: {module: 'links/analyze'}}",
+        "links: {a: {module: 'links/scitt'}}",
         true,
         Refused,
-        &["links.a.module", "links/analyze"],
+        &["links.a.module", "links/scitt"],
     ),
     ("links: {a: {module: loud}}", true, Accepted, &[]),
     (
@@ -410,7 +410,7 @@ fn every_missing_module_is_told_in_one_go() {
     let text = "\
 links:
   one: {module: first.missing}
-  two: {module: links.analyze}
+  two: {module: links.scitt}
   three: {module: late, pip_name: late-package}
 storages:
   four: {module: storage.missing, pip_name: 'storage-missing[all]'}
