@@ -4,6 +4,8 @@
 //! trying again. Messages name a URL without its user, password and query.
 
 mod exchange;
+mod multipart;
+mod public;
 mod status;
 mod tcp;
 
@@ -31,6 +33,8 @@ use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, Body};
 
 pub use exchange::{Answer, exchange, retry_after};
+pub use multipart::Form;
+pub use public::{Fetched, Fetcher};
 
 use crate::deadline::Limit;
 use crate::failure::Failure;
@@ -141,6 +145,10 @@ pub fn agent() -> Agent {
 
 /// The same, with other certificates.
 pub fn agent_that_trusts(trust: &Trust) -> Agent {
+    agent_with(trust, CachingResolver::default())
+}
+
+fn agent_with(trust: &Trust, resolver: impl Resolver) -> Agent {
     let roots = match trust {
         Trust::System | Trust::Anyone => RootCerts::PlatformVerifier,
         Trust::Authorities(authorities) => {
@@ -160,7 +168,7 @@ pub fn agent_that_trusts(trust: &Trust) -> Agent {
         .http_status_as_error(false)
         .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
         .build();
-    Agent::with_parts(config, tcp::connector(), CachingResolver::default())
+    Agent::with_parts(config, tcp::connector(), resolver)
 }
 
 /// Looks names up, and remembers the last one for [`FRESH`].
