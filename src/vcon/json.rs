@@ -65,11 +65,7 @@ fn bare(literal: &str) -> Cow<'_, str> {
         return Cow::Borrowed(inside);
     }
     match serde_json::from_str::<String>(literal) {
-        Ok(text) => {
-            let written = string(&text);
-            let written = written.get();
-            Cow::Owned(written[1..written.len() - 1].to_owned())
-        }
+        Ok(text) => Cow::Owned(key(&text)),
         Err(_) => Cow::Borrowed(inside),
     }
 }
@@ -80,6 +76,13 @@ pub(super) fn unescaped(key: &str) -> String {
         return key.to_owned();
     }
     serde_json::from_str(&format!("\"{key}\"")).unwrap_or_else(|_| key.to_owned())
+}
+
+/// A name as a key of an [`Object`].
+pub(super) fn key(name: &str) -> String {
+    let written = string(name);
+    let literal = written.get();
+    literal[1..literal.len() - 1].to_owned()
 }
 
 /// The elements of an array, or `None` where the text is not one.

@@ -1,8 +1,9 @@
 //! The vCon document: parse, normalise, downgrade, tags, merge.
 //!
-//! A link reads a [`Vcon`] by [`Vcon::dialog`] and [`Vcon::tags`], and changes it by
-//! [`Vcon::add_tags`], [`Vcon::add_attachment`], [`Vcon::add_analysis`] and the functions that take
-//! things out (`remove_…`).
+//! A link reads a [`Vcon`] by [`Vcon::dialog`], [`Vcon::analysis`], [`Vcon::attachments`] and
+//! [`Vcon::tags`], and changes it by [`Vcon::add_tags`], [`Vcon::add_attachment`],
+//! [`Vcon::add_analysis`], [`Vcon::set_in_analysis`] and the functions that take things out
+//! (`remove_…`).
 //!
 //! A document is looked at only where there is something to do. The rest stays the text it was, so
 //! that the order of keys, numbers of any size, unknown properties and any depth of nesting come
@@ -18,7 +19,7 @@ pub use id::{NotAnId, VconId};
 pub use json::decode;
 pub use merge::{Merged, merge};
 pub use outgoing::{JsonBodies, Leaving, OpenPart, Outgoing, Parts, Version};
-pub use parts::{Body, Dialog};
+pub use parts::{Body, Dialog, Entry};
 pub use reduce::nests_deeper_than;
 pub use sealed::{Sealed, sealed};
 

@@ -47,6 +47,54 @@ pub(super) fn is_kept_elsewhere(dialog: &Object) -> bool {
         .is_some_and(|it| json::says(it, "url"))
 }
 
+/// One analysis or attachment, as links read it.
+#[derive(Debug, Clone)]
+pub struct Entry<'a> {
+    /// Its index in its list.
+    pub index: usize,
+    members: Cow<'a, Object>,
+}
+
+impl Entry<'_> {
+    /// One of its properties, as JSON.
+    pub fn get(&self, name: &str) -> Option<&RawValue> {
+        self.members.get(name).map(|value| &**value)
+    }
+
+    /// One of its properties that is text, such as `type`, `purpose` or `vendor`.
+    pub fn text(&self, name: &str) -> Option<String> {
+        self.get(name).and_then(json::text)
+    }
+
+    /// Whether it was made of this dialog ([`Dialog::index`]): its `dialog` is a number, or a list of them.
+    pub fn is_of_dialog(&self, index: usize) -> bool {
+        let is_it = |value: &RawValue| serde_json::from_str(value.get()).ok() == Some(index);
+        self.get("dialog").is_some_and(|value| {
+            let several = json::elements(value.get());
+            several.map_or_else(|| is_it(value), |all| all.into_iter().any(is_it))
+        })
+    }
+
+    /// The body, as JSON. One that is the text of an object or array is that, whatever its encoding says, as
+    /// is one that is the text of any JSON if the encoding is `json`. `None` if there is none, or if it is empty.
+    pub fn body(&self) -> Option<Cow<'_, RawValue>> {
+        let body = self.get("body")?;
+        let text = json::is_string(body).then(|| json::text(body)).flatten();
+        let Some(text) = text else {
+            return (body.get() != "null").then_some(Cow::Borrowed(body));
+        };
+        if text.is_empty() {
+            return None;
+        }
+        let is_json = self
+            .get("encoding")
+            .is_some_and(|it| json::says(it, "json"));
+        let inside = serde_json::from_str::<&RawValue>(text.trim_ascii()).ok();
+        let inside = inside.filter(|it| is_json || json::is_object(it) || json::is_array(it));
+        Some(inside.map_or(Cow::Borrowed(body), |it| Cow::Owned(it.to_owned())))
+    }
+}
+
 /// The body of an analysis or attachment that a link adds.
 #[derive(Debug, Clone, Copy)]
 pub enum Body<'a> {
@@ -85,6 +133,31 @@ impl Vcon {
         }))
     }
 
+    /// Its analyses, without what stands among them and is no object.
+    ///
+    /// # Errors
+    /// It is sealed, or its analyses are no list.
+    pub fn analysis(&self) -> Result<impl Iterator<Item = Entry<'_>>, VconError> {
+        self.entries(Section::Analysis)
+    }
+
+    /// Its attachments, without what stands among them and is no object.
+    ///
+    /// # Errors
+    /// It is sealed, or its attachments are no list.
+    pub fn attachments(&self) -> Result<impl Iterator<Item = Entry<'_>>, VconError> {
+        self.entries(Section::Attachments)
+    }
+
+    fn entries(&self, section: Section) -> Result<impl Iterator<Item = Entry<'_>>, VconError> {
+        self.check_open()?;
+        let parts = parts_of(&self.members, section)?.iter();
+        Ok(parts.enumerate().filter_map(|(index, part)| {
+            let members = part.object()?;
+            Some(Entry { index, members })
+        }))
+    }
+
     /// Adds an attachment after those that are there.
     ///
     /// # Errors
@@ -109,6 +182,21 @@ impl Vcon {
         vendor: &str,
         body: Body<'_>,
     ) -> Result<(), VconError> {
+        self.add_analysis_with(kind, dialog, vendor, body, &[])
+    }
+
+    /// The same, with further members behind those, such as `vendor_schema`.
+    ///
+    /// # Errors
+    /// It is sealed, or its analyses are no list.
+    pub fn add_analysis_with(
+        &mut self,
+        kind: &str,
+        dialog: &[usize],
+        vendor: &str,
+        body: Body<'_>,
+        more: &[(&str, &RawValue)],
+    ) -> Result<(), VconError> {
         let mut analysis = Object::new();
         analysis.insert("type".to_owned(), json::string(kind));
         if !dialog.is_empty() {
@@ -116,7 +204,32 @@ impl Vcon {
         }
         analysis.insert("vendor".to_owned(), json::string(vendor));
         body.write_to(&mut analysis);
+        for (name, value) in more {
+            analysis.insert(json::key(name), (*value).to_owned());
+        }
         self.add_part(Section::Analysis, analysis)
+    }
+
+    /// Sets a member of the analysis at this index ([`Entry::index`]), if there is one.
+    ///
+    /// # Errors
+    /// It is sealed, or its analyses are no list.
+    pub fn set_in_analysis(
+        &mut self,
+        index: usize,
+        name: &str,
+        value: &RawValue,
+    ) -> Result<(), VconError> {
+        self.check_open()?;
+        let parts = parts_to_change(&mut self.members, Section::Analysis)?;
+        let part = parts.and_then(|parts| parts.get_mut(index));
+        let Some(part) = part else { return Ok(()) };
+        if let Some(analysis) = part.open() {
+            let before = analysis.insert(json::key(name), value.to_owned());
+            self.changed |= before.is_none_or(|before| before.get() != value.get());
+        }
+        part.close(Section::Analysis);
+        Ok(())
     }
 
     fn add_part(&mut self, section: Section, part: Object) -> Result<(), VconError> {
@@ -198,6 +311,88 @@ mod tests {
             let whole = r#"{"vcon":"0.4.0","analysis":[{"type":"summary"},NEW]}"#;
             assert_eq!(vcon.to_json(), whole.replace("NEW", &new));
         }
+    }
+
+    #[test]
+    fn further_members_stand_behind_the_others() {
+        let mut vcon = parse(r#"{"vcon":"0.4.0"}"#);
+        let schema = to_raw_value(&serde_json::json!({"model": "m"})).unwrap();
+        let more = [("vendor_schema", &*schema), ("say \"x\"", &*schema)];
+        vcon.add_analysis_with("t", &[0], "v", Body::Text("b"), &more)
+            .unwrap();
+        let analysis = concat!(
+            r#"{"type":"t","dialog":0,"vendor":"v","body":"b","encoding":"none","#,
+            r#""vendor_schema":{"model":"m"},"say \"x\"":{"model":"m"}}"#
+        );
+        assert_eq!(
+            vcon.to_json(),
+            format!(r#"{{"vcon":"0.4.0","analysis":[{analysis}]}}"#)
+        );
+    }
+
+    #[test]
+    fn one_member_of_an_analysis_is_set_and_the_rest_stays() {
+        let long = "x".repeat(10_000);
+        let text = format!(
+            r#"{{"vcon":"0.4.0","analysis":[7,{{"type":"a","n":1.0,"posted":false}},{{"body":"{long}","encoding":"none"}}]}}"#
+        );
+        let mut vcon = parse(&text);
+        let yes = to_raw_value(&true).unwrap();
+        for index in [0, 3, 99] {
+            vcon.set_in_analysis(index, "posted", &yes).unwrap();
+            assert!(!vcon.is_changed());
+        }
+        vcon.set_in_analysis(1, "posted", &yes).unwrap();
+        assert!(vcon.is_changed());
+        vcon.set_in_analysis(2, "posted", &yes).unwrap();
+        let expected = text.replace("false", "true").replace(
+            r#""encoding":"none"}"#,
+            r#""encoding":"none","posted":true}"#,
+        );
+        assert_eq!(vcon.to_json(), expected);
+        vcon.note_written();
+        vcon.set_in_analysis(1, "posted", &yes).unwrap();
+        assert!(!vcon.is_changed());
+    }
+
+    #[test]
+    fn analyses_and_attachments_are_read_with_their_bodies_decoded() {
+        let vcon = parse(
+            r#"{"analysis":[{"type":"a","dialog":1},null,{"dialog":[0, 2],"vendor":"v"},{"dialog":"1"}],
+            "attachments":[{"purpose":"p","body":{"a": 1.0}},{"body":"{\"a\": 1.0}","encoding":"none"},
+            {"body":"say \"hi\""},{"body":"7","encoding":"json"},{"body":"7"},{"body":""},{"body":null},{}]}"#,
+        );
+        let analyses: Vec<Entry> = vcon.analysis().unwrap().collect();
+        let indices: Vec<usize> = analyses.iter().map(|it| it.index).collect();
+        assert_eq!(indices, [0, 2, 3]);
+        let of = |dialog| -> Vec<bool> {
+            let of = |it: &Entry| it.is_of_dialog(dialog);
+            analyses.iter().map(of).collect()
+        };
+        assert_eq!(of(0), [false, true, false]);
+        assert_eq!(of(1), [true, false, false]);
+        assert_eq!(of(2), [false, true, false]);
+        assert_eq!(analyses[1].text("vendor").as_deref(), Some("v"));
+
+        let attachments: Vec<Entry> = vcon.attachments().unwrap().collect();
+        assert_eq!(attachments[0].text("purpose").as_deref(), Some("p"));
+        let bodies: Vec<Option<String>> = attachments
+            .iter()
+            .map(|it| it.body().map(|body| body.get().to_owned()))
+            .collect();
+        let expected = [
+            Some(r#"{"a": 1.0}"#),
+            Some(r#"{"a": 1.0}"#),
+            Some(r#""say \"hi\"""#),
+            Some("7"),
+            Some("\"7\""),
+            None,
+            None,
+            None,
+        ];
+        assert_eq!(bodies, expected.map(|it| it.map(str::to_owned)));
+        assert!(!vcon.is_changed());
+        assert_eq!(parse("{}").analysis().unwrap().count(), 0);
     }
 
     #[test]
