@@ -26,7 +26,7 @@ use rustls::pki_types::pem::PemObject;
 use ureq::config::Config;
 use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use ureq::http::uri::Scheme;
-use ureq::http::{HeaderMap, HeaderValue, Response, Uri};
+use ureq::http::{HeaderMap, HeaderValue, Method, Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
@@ -92,6 +92,11 @@ impl Url {
             HeaderValue::try_from(format!("Basic {}", STANDARD.encode(decoded))).ok()?;
         value.set_sensitive(true);
         Some(value)
+    }
+
+    /// The URL with its login and query, to be asked.
+    pub fn whole(&self) -> Uri {
+        self.0.clone()
     }
 
     /// The URL of a resource below it; `path` begins with a slash and may have a query. The query of the
@@ -301,7 +306,7 @@ pub fn post(
     let request = request.config().timeout_global(Some(limit.left())).build();
     let response = request
         .send(json)
-        .map_err(|error| status::no_answer(url, &error, limit))?;
+        .map_err(|error| status::no_answer(&Method::POST, url, &error, limit))?;
     match response.status() {
         status if status.is_success() => Ok(response),
         status => Err(status::refused(url, status).until(retry_after(response.headers()))),

@@ -1,0 +1,160 @@
+//! What a service's refusal means: whose fault it is, and why.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::failure::{Failure, FailureKind};
+use crate::http_client::{Answer, Url, retry_after};
+use crate::secret::Secret;
+use crate::visible::printable;
+
+/// The most characters of a reason that are repeated.
+const LONGEST_REASON: usize = 300;
+
+/// What services say of a deployment, whatever the status.
+const DENIED: [&str; 7] = [
+    "insufficient_quota",
+    "billing_hard_limit_reached",
+    "billing_not_active",
+    "payment_required",
+    "invalid_api_key",
+    "model_not_found",
+    "account_deactivated",
+];
+
+/// What services say of audio that they cannot use, or that is too much for them.
+const OF_THE_AUDIO: [&str; 21] = [
+    "corrupt",
+    "unsupported data",
+    "unsupported audio",
+    "unsupported file",
+    "unsupported_format",
+    "unsupported format",
+    "unsupported_media_type",
+    "invalid file format",
+    "invalid_audio",
+    "could not be decoded",
+    "could not decode",
+    "not a valid media file",
+    "could not process file",
+    "soundfile is",
+    "malformed soundfile",
+    "too short",
+    "audio_too_short",
+    "is longer than",
+    "too large",
+    "maximum content size",
+    "context_length_exceeded",
+];
+
+/// What an answer means that is not 2xx.
+///
+/// | answer | whose fault | |
+/// |---|---|---|
+/// | a used-up quota, an unknown key or model, whatever the status | the deployment's | denied |
+/// | 429, 503 | the service's | busy, until `Retry-After` |
+/// | 401, 402, 403, 404, 405, 407, 410, 3xx | the deployment's | denied |
+/// | 408, 425, other 5xx | the service's | transient |
+/// | 413, 415, and 400 or 422 for what is wrong with the audio | the vCon's | permanent |
+/// | all others: 400, 422, … | the vCon's, unless others are refused alike | refused |
+pub(super) fn refusal(url: &Url, answer: &Answer, key: Option<&Secret>) -> Failure {
+    let said = Said::read(&answer.body);
+    let status = answer.status.as_u16();
+    let kind = match status {
+        _ if status < 500 && said.tells(&DENIED) => FailureKind::Denied,
+        429 | 503 => FailureKind::Busy,
+        300..=399 | 401..=405 | 407 | 410 => FailureKind::Denied,
+        408 | 425 | 500.. => FailureKind::Transient,
+        413 | 415 => FailureKind::Permanent,
+        400 | 422 if said.tells(&OF_THE_AUDIO) => FailureKind::Permanent,
+        _ => FailureKind::Refused,
+    };
+    let mut message = format!("{url} answered {}", answer.status);
+    let reason = said.reason(key);
+    if !reason.is_empty() {
+        message = format!("{message}: {reason}");
+    }
+    let failure = Failure::new(kind, message);
+    match kind {
+        FailureKind::Busy => failure.until(retry_after(&answer.headers).or(said.ready_at())),
+        _ => failure,
+    }
+}
+
+/// A 2xx answer that is not what the service is known to answer.
+pub(super) fn unreadable(url: &Url, why: impl std::fmt::Display) -> Failure {
+    let why = why.to_string();
+    let why = shortened(&why);
+    Failure::transient(format!("the answer of {url} has no transcript: {why}"))
+}
+
+/// What the body of a refusal tells.
+struct Said {
+    body: Value,
+    text: String,
+}
+
+impl Said {
+    fn read(body: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(body).into_owned();
+        let body = serde_json::from_str(&text).unwrap_or_default();
+        Self { body, text }
+    }
+
+    /// The texts in which services explain themselves: what happened, then its code.
+    fn texts(&self) -> Vec<&str> {
+        const PLACES: [&str; 11] = [
+            "/error/message",
+            "/error",
+            "/err_msg",
+            "/message",
+            "/details",
+            "/detail",
+            "/error/code",
+            "/error/type",
+            "/err_code",
+            "/category",
+            "/code",
+        ];
+        let texts = PLACES.iter().filter_map(|place| self.body.pointer(place));
+        let mut texts: Vec<&str> = texts.filter_map(Value::as_str).collect();
+        if texts.is_empty() {
+            texts.push(&self.text);
+        }
+        texts
+    }
+
+    fn tells(&self, of: &[&str]) -> bool {
+        let texts = self.texts().join(" ").to_lowercase();
+        of.iter().any(|it| texts.contains(it))
+    }
+
+    /// The first of its texts, and its code, to be shown.
+    fn reason(&self, key: Option<&Secret>) -> String {
+        let mut reason = String::new();
+        for text in self.texts().into_iter().take(2) {
+            let text = key.map_or_else(|| text.to_owned(), |key| key.hide_in(text.to_owned()));
+            let text = shortened(&text);
+            if !reason.contains(&*text) {
+                let between = if reason.is_empty() { "" } else { ", " };
+                reason = format!("{reason}{between}{text}");
+            }
+        }
+        reason
+    }
+
+    /// When a model that is being loaded is expected to be ready.
+    fn ready_at(&self) -> Option<Instant> {
+        let seconds = self.body.get("estimated_time")?.as_f64()?;
+        let wait = Duration::try_from_secs_f64(seconds).ok()?;
+        Instant::now().checked_add(wait.min(Duration::from_secs(3600)))
+    }
+}
+
+/// The beginning of a text from elsewhere, on one line.
+fn shortened(text: &str) -> String {
+    let line: Vec<&str> = text.split_whitespace().collect();
+    let line: String = line.join(" ").chars().take(LONGEST_REASON).collect();
+    printable(&line).into_owned()
+}
