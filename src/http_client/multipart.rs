@@ -52,9 +52,7 @@ impl Form {
         );
         let tail = format!("\r\n--{}--\r\n", self.boundary);
         let length = self.head.len() + bytes.len() + tail.len();
-        let body = Cursor::new(self.head)
-            .chain(bytes)
-            .chain(Cursor::new(tail));
+        let body = Cursor::new(self.head).chain(bytes).chain(Cursor::new(tail));
         (body, length as u64)
     }
 

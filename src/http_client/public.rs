@@ -11,9 +11,9 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ureq::config::Config;
 use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use ureq::http::{HeaderMap, Request, Response, StatusCode, Uri};
-use ureq::config::Config;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, Body, Error};
@@ -154,11 +154,7 @@ impl Fetcher {
 }
 
 /// The body of an answer, if it is not too long.
-fn received(
-    response: &mut Response<Body>,
-    target: &Target,
-    most: u64,
-) -> Result<Fetched, Failure> {
+fn received(response: &mut Response<Body>, target: &Target, most: u64) -> Result<Fetched, Failure> {
     let too_long = || {
         let why = format!("it has more than {most} bytes, the most that are fetched");
         target.failure(FailureKind::Permanent, why)
@@ -246,7 +242,7 @@ impl Target {
             let why = "it answered with a redirect that leads nowhere";
             return Err(self.failure(FailureKind::Refused, why));
         };
-        let joined = self.url.join(location).map_err(|error| {
+        let mut joined = self.url.join(location).map_err(|error| {
             let why = format!("it answered with a redirect to what is no URL: {error}");
             self.failure(FailureKind::Refused, why)
         })?;
@@ -254,6 +250,9 @@ impl Target {
             let why = "it answered with a redirect from https to http, which is not followed";
             return Err(self.failure(FailureKind::Permanent, why));
         }
+        // A URL that has no host takes none, and has none.
+        let _ = joined.set_username("");
+        let _ = joined.set_password(None);
         Self::parse(joined.as_str())
     }
 
@@ -280,7 +279,10 @@ fn is_of_this_machine(name: &str) -> bool {
 fn is_unknown_name(error: &io::Error) -> bool {
     // The system's codes do not come through: "Temporary failure in name resolution", "Try again".
     let text = error.to_string().to_lowercase();
-    text.contains("lookup address") && !["temporary", "try again"].iter().any(|it| text.contains(it))
+    text.contains("lookup address")
+        && !["temporary", "try again"]
+            .iter()
+            .any(|it| text.contains(it))
 }
 
 /// Looks names up, and leaves out addresses that are not public.
@@ -369,5 +371,412 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
         // All that is handed out for the internet so far.
         [first, ..] => (0x2000..=0x3fff).contains(&first),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::super::tests::{FLOOD, FLOODS, LONG, flood, serve, serve_with};
+    use super::*;
+    use crate::deadline::Deadline;
+
+    fn fetch_by(fetcher: &Fetcher, url: &str) -> Result<Fetched, Failure> {
+        fetcher.fetch(url, Deadline::NONE.begin(LONG), 1000)
+    }
+
+    /// Fetches from a server of a test.
+    fn fetch(url: &str) -> Result<Fetched, Failure> {
+        fetch_by(&Fetcher::new(true, "allow_private_urls"), url)
+    }
+
+    /// Why a URL is not fetched where only public addresses are.
+    fn refused(url: &str) -> Failure {
+        let fetcher = Fetcher::new(false, "allow_private_urls");
+        fetch_by(&fetcher, url).unwrap_err()
+    }
+
+    /// A server that answers with these heads and bodies, one after the other.
+    fn answering(answers: &[(&str, &str)]) -> (String, std::thread::JoinHandle<Vec<String>>) {
+        use std::io::{BufReader, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let of_server = address.clone();
+        let answers: Vec<String> = answers
+            .iter()
+            .map(|(head, body)| {
+                let head = head.replace("HOST", &of_server);
+                let length = body.len();
+                format!(
+                    "HTTP/1.1 {head}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+                )
+            })
+            .collect();
+        let server = std::thread::spawn(move || {
+            let answer = |answer: &String| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let request = super::super::tests::request(&mut BufReader::new(&stream));
+                stream.write_all(answer.as_bytes()).unwrap();
+                request
+            };
+            answers.iter().map(answer).collect()
+        });
+        (address, server)
+    }
+
+    #[test]
+    fn only_addresses_of_the_public_internet_are_public() {
+        for public in [
+            "1.1.1.1",
+            "9.255.255.255",
+            "11.0.0.0",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.0",
+            "169.253.255.255",
+            "169.255.0.0",
+            "172.15.255.255",
+            "172.32.0.0",
+            "192.0.1.0",
+            "192.0.3.0",
+            "192.167.255.255",
+            "192.169.0.0",
+            "198.17.255.255",
+            "198.20.0.0",
+            "198.51.101.0",
+            "203.0.114.0",
+            "223.255.255.255",
+            "2606:4700:4700::1111",
+            "2a00::1",
+            "2001:200::1",
+            "::ffff:1.1.1.1",
+            "::1.1.1.1",
+            "64:ff9b::1.1.1.1",
+            "2002:101:101::1",
+            // Teredo by the server 1.1.1.1, of the client 8.8.8.8.
+            "2001:0:101:101::f7f7:f7f7",
+        ] {
+            assert!(is_public(public.parse().unwrap()), "{public}");
+        }
+        for private in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.1",
+            "10.255.255.255",
+            "100.64.0.0",
+            "100.127.255.255",
+            "127.0.0.1",
+            "127.255.255.255",
+            "169.254.0.0",
+            "169.254.169.254",
+            "172.16.0.0",
+            "172.31.255.255",
+            "192.0.0.8",
+            "192.0.2.1",
+            "192.88.99.1",
+            "192.168.0.1",
+            "198.18.0.0",
+            "198.19.255.255",
+            "198.51.100.7",
+            "203.0.113.7",
+            "224.0.0.1",
+            "239.255.255.255",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::7f00:1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "::ffff:0:127.0.0.1",
+            "64:ff9b::10.0.0.1",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::1",
+            "2001:0:a00:1::f7f7:f7f7",
+            // Teredo of the client 127.0.0.1.
+            "2001:0:101:101::80ff:fffe",
+            "2001:2::1",
+            "2001:10::1",
+            "2001:20::1",
+            "2001:db8::1",
+            "2002:7f00:1::1",
+            "2002:a9fe:a9fe::1",
+            "3fff::1",
+            "3fff:fff::1",
+            "4000::1",
+            "5f00::1",
+            "fc00::1",
+            "fdff::1",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+        ] {
+            assert!(!is_public(private.parse().unwrap()), "{private}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_form_of_ipv6_is_as_public_as_the_address_in_it(bits: u32) {
+            let address = Ipv4Addr::from(bits);
+            let [a, b, c, d] = address.octets();
+            let is_of_v4 = is_public(address.into());
+            let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+            for form in [
+                address.to_ipv6_mapped(),
+                address.to_ipv6_compatible(),
+                Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low),
+                Ipv6Addr::new(0x2002, high, low, 1, 2, 3, 4, 5),
+                Ipv6Addr::new(0x2001, 0, 0x808, 0x808, 0, 0, !high, !low),
+                Ipv6Addr::new(0x2001, 0, high, low, 0, 0, !0x808, !0x808),
+            ] {
+                prop_assert_eq!(is_public(form.into()), is_of_v4, "{}", form);
+            }
+        }
+
+        #[test]
+        fn what_the_standard_library_calls_special_is_not_public(bits: u32, more: u128) {
+            let four = Ipv4Addr::from(bits);
+            let is_special = four.is_private() || four.is_loopback() || four.is_link_local()
+                || four.is_multicast() || four.is_documentation() || four.is_broadcast() || four.is_unspecified();
+            prop_assert!(!(is_special && is_public(four.into())), "{}", four);
+            let six = Ipv6Addr::from(more);
+            let is_special = six.is_loopback() || six.is_multicast() || six.is_unicast_link_local()
+                || six.is_unique_local() || six.is_unspecified();
+            prop_assert!(!(is_special && is_public(six.into())), "{}", six);
+        }
+
+        #[test]
+        fn no_way_to_write_a_private_address_is_fetched(host in 0_u32..1 << 24, form in 0..6) {
+            let bits = 0x7f00_0000 | host;
+            let [a, b, c, d] = bits.to_be_bytes();
+            let host = match form {
+                0 => format!("{a}.{b}.{c}.{d}"),
+                1 => bits.to_string(),
+                2 => format!("0x{bits:x}"),
+                3 => format!("0{a:o}.0{b:o}.0{c:o}.0{d:o}"),
+                4 => format!("{a}.0x{:x}", bits & 0xff_ffff),
+                _ => format!("[::ffff:{a}.{b}.{c}.{d}]"),
+            };
+            let failure = refused(&format!("http://{host}:9/x.wav"));
+            prop_assert_eq!(failure.kind, FailureKind::Permanent);
+            prop_assert!(failure.message.contains("`allow_private_urls: true`"), "{}", failure);
+        }
+    }
+
+    #[test]
+    fn names_that_lead_to_this_machine_are_not_fetched() {
+        for host in ["localhost", "LOCALHOST.", "a.localhost", "127.1", "0"] {
+            let failure = refused(&format!("http://{host}:9/x.wav?secret=1"));
+            assert_eq!(failure.kind, FailureKind::Permanent, "{host}: {failure}");
+            assert!(failure.message.contains("allow_private_urls"), "{failure}");
+            assert!(!failure.message.contains("secret"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_resolver_gives_no_private_address_away() {
+        let uri = Uri::from_static("http://localhost/x");
+        let found =
+            PublicResolver::default().resolve(&uri, &Config::default(), NextTimeout::default());
+        let error = found.unwrap_err();
+        assert!(
+            matches!(&error, Error::Other(other) if other.is::<NotPublic>()),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn only_web_urls_are_fetched() {
+        for url in [
+            "",
+            "x.wav",
+            "/etc/passwd",
+            "file:///etc/passwd",
+            "ftp://h/x",
+            "gopher://127.0.0.1:6379/_x",
+            "http://",
+            "http://h:99999/",
+            "data:audio/wav;base64,AAAA",
+            "http://u:geheim@h h/x?geheim",
+        ] {
+            let failure = refused(url);
+            assert_eq!(failure.kind, FailureKind::Permanent, "{url}: {failure}");
+            assert!(!failure.message.contains("geheim"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn what_a_url_leads_to_is_fetched_with_its_login_and_type() {
+        let (address, server) = answering(&[("200 OK\r\nContent-Type: audio/wav", "bytes")]);
+        let url = format!("http://us:pa%40ss@{address}/a%20b.wav?x=1#part");
+        let fetched = fetch(&url).unwrap();
+        assert_eq!(fetched.bytes, b"bytes");
+        assert_eq!(fetched.media_type.as_deref(), Some("audio/wav"));
+        let request = &server.join().unwrap()[0];
+        assert!(
+            request.starts_with("GET /a%20b.wav?x=1 HTTP/1.1\r\n"),
+            "{request}"
+        );
+        assert!(
+            request
+                .to_lowercase()
+                .contains("authorization: basic dxm6cgfac3m="),
+            "{request}"
+        );
+    }
+
+    #[test]
+    fn redirects_are_followed_without_the_login() {
+        let (address, server) = answering(&[
+            ("302 Found\r\nLocation: /second", ""),
+            (
+                "307 Temporary Redirect\r\nLocation: http://HOST/third",
+                "gone",
+            ),
+            ("200 OK", "bytes"),
+        ]);
+        let fetched = fetch(&format!("http://us:pass@{address}/first")).unwrap();
+        assert_eq!(fetched.bytes, b"bytes");
+        let requests = server.join().unwrap();
+        let logins = requests
+            .iter()
+            .map(|it| it.to_lowercase().contains("authorization"));
+        assert_eq!(Vec::from_iter(logins), [true, false, false]);
+        assert!(requests[2].starts_with("GET /third "), "{requests:?}");
+    }
+
+    #[test]
+    fn each_redirect_is_checked() {
+        for (location, kind, why) in [
+            ("ftp://h/x", FailureKind::Permanent, "only http and https"),
+            (
+                "file:///etc/passwd",
+                FailureKind::Permanent,
+                "only http and https",
+            ),
+            ("http://[", FailureKind::Refused, "no URL"),
+        ] {
+            let head = format!("302 Found\r\nLocation: {location}");
+            let (address, server) = answering(&[(&head, "")]);
+            let failure = fetch(&format!("http://{address}/x")).unwrap_err();
+            assert_eq!(failure.kind, kind, "{failure}");
+            assert!(failure.message.contains(why), "{failure}");
+            server.join().unwrap();
+        }
+        let (address, server) = answering(&[("302 Found", "")]);
+        let failure = fetch(&format!("http://{address}/x")).unwrap_err();
+        assert!(failure.message.contains("leads nowhere"), "{failure}");
+        server.join().unwrap();
+        let again = [("302 Found\r\nLocation: /again", ""); MOST_REDIRECTS + 1];
+        let (address, server) = answering(&again);
+        let failure = fetch(&format!("http://{address}/x")).unwrap_err();
+        assert!(
+            failure.message.contains("more than 5 redirects"),
+            "{failure}"
+        );
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_redirect_leads_to_no_private_address_and_never_out_of_tls() {
+        let target = Target::parse("https://example.org/a").unwrap();
+        let headers =
+            |location: &str| HeaderMap::from_iter([(LOCATION, location.parse().unwrap())]);
+        let downgraded = target
+            .redirected(&headers("http://example.org/b"))
+            .err()
+            .unwrap();
+        assert_eq!(downgraded.kind, FailureKind::Permanent);
+        assert!(
+            downgraded.message.contains("from https to http"),
+            "{downgraded}"
+        );
+        let private = target
+            .redirected(&headers("https://169.254.169.254/latest"))
+            .unwrap();
+        let failure = Fetcher::new(false, "allow_private_urls")
+            .check(&private)
+            .unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Permanent);
+        assert!(target.redirected(&headers("//example.com/b")).is_ok());
+    }
+
+    #[test]
+    fn statuses_are_classified() {
+        use FailureKind::{Busy, Permanent, Refused, Transient};
+        for (status, kind) in [
+            ("404 Not Found", Permanent),
+            ("410 Gone", Permanent),
+            ("401 Unauthorized", Refused),
+            ("403 Forbidden", Refused),
+            ("400 Bad Request", Refused),
+            ("451 X", Refused),
+            ("304 Not Modified", Refused),
+            ("429 Too Many Requests", Busy),
+            ("503 Service Unavailable", Busy),
+            ("408 Request Timeout", Transient),
+            ("500 Internal Server Error", Transient),
+            ("502 Bad Gateway", Transient),
+        ] {
+            let (address, server) = serve(&[status]);
+            let failure = fetch(&format!("http://u:secret@{address}/x?k=secret")).unwrap_err();
+            assert_eq!(failure.kind, kind, "{failure}");
+            let status = status.split(' ').next().unwrap();
+            let begin = format!("could not fetch http://{address}/x: it answered {status}");
+            assert!(failure.message.starts_with(&begin), "{failure}");
+            server.join().unwrap();
+        }
+        let (address, server) = answering(&[("429 X\r\nRetry-After: 30", "")]);
+        let failure = fetch(&format!("http://{address}/x")).unwrap_err();
+        let wait = failure.not_before.unwrap() - std::time::Instant::now();
+        assert!(wait > Duration::from_secs(25), "{wait:?}");
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn no_more_is_read_than_may_be() {
+        for lines in FLOODS {
+            let (address, server) = flood(200, lines, "", "x");
+            let failure = fetch(&format!("http://{address}/x")).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Permanent, "{failure}");
+            assert!(
+                failure.message.contains("more than 1000 bytes"),
+                "{failure}"
+            );
+            assert!(server.join().unwrap() < FLOOD, "{lines}");
+        }
+        let (address, server) = serve_with(vec![(200, "x".repeat(1000))]);
+        assert_eq!(
+            fetch(&format!("http://{address}/x")).unwrap().bytes.len(),
+            1000
+        );
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn what_a_server_does_may_pass_and_a_name_that_is_not_there_is_in_doubt() {
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/x", gone.local_addr().unwrap());
+        drop(gone);
+        let failure = fetch(&url).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Transient, "{failure}");
+        let text = "failed to lookup address information: ";
+        for (why, is_unknown) in [
+            ("Name or service not known", true),
+            ("Name does not resolve", true),
+            ("Temporary failure in name resolution", false),
+            ("Try again", false),
+        ] {
+            let error = io::Error::other(format!("{text}{why}"));
+            assert_eq!(is_unknown_name(&error), is_unknown, "{why}");
+        }
+        assert!(!is_unknown_name(&io::Error::other("connection refused")));
     }
 }

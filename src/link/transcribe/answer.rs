@@ -58,7 +58,7 @@ const OF_THE_AUDIO: [&str; 21] = [
 /// | 408, 425, other 5xx | the service's | transient |
 /// | 413, 415, and 400 or 422 for what is wrong with the audio | the vCon's | permanent |
 /// | all others: 400, 422, … | the vCon's, unless others are refused alike | refused |
-pub(super) fn refusal(url: &Url, answer: &Answer, key: Option<&Secret>) -> Failure {
+pub(super) fn refusal(url: &Url, answer: &Answer, secrets: &[Secret]) -> Failure {
     let said = Said::read(&answer.body);
     let status = answer.status.as_u16();
     let kind = match status {
@@ -71,7 +71,7 @@ pub(super) fn refusal(url: &Url, answer: &Answer, key: Option<&Secret>) -> Failu
         _ => FailureKind::Refused,
     };
     let mut message = format!("{url} answered {}", answer.status);
-    let reason = said.reason(key);
+    let reason = said.reason(secrets);
     if !reason.is_empty() {
         message = format!("{message}: {reason}");
     }
@@ -131,11 +131,12 @@ impl Said {
     }
 
     /// The first of its texts, and its code, to be shown.
-    fn reason(&self, key: Option<&Secret>) -> String {
+    fn reason(&self, secrets: &[Secret]) -> String {
         let mut reason = String::new();
         for text in self.texts().into_iter().take(2) {
-            let text = key.map_or_else(|| text.to_owned(), |key| key.hide_in(text.to_owned()));
-            let text = shortened(&text);
+            let hidden = secrets.iter();
+            let hidden = hidden.fold(text.to_owned(), |text, secret| secret.hide_in(text));
+            let text = shortened(&hidden);
             if !reason.contains(&*text) {
                 let between = if reason.is_empty() { "" } else { ", " };
                 reason = format!("{reason}{between}{text}");

@@ -169,7 +169,9 @@ fn decoded(body: &RawValue, encoding: Option<&str>) -> Result<Vec<u8>, String> {
         Some("none") => return Err("its body is text (encoding none), not audio".to_owned()),
         Some(other) => {
             let other: String = other.chars().take(40).collect();
-            return Err(format!("its body has the encoding {other:?}, not base64url"));
+            return Err(format!(
+                "its body has the encoding {other:?}, not base64url"
+            ));
         }
     };
     let json = body.get().as_bytes();
@@ -179,7 +181,11 @@ fn decoded(body: &RawValue, encoding: Option<&str>) -> Result<Vec<u8>, String> {
     };
     let wrong = |error| format!("its body is not {name}: {error}");
     // Nearly always: the text is decoded from where it stands, without a copy.
-    if !inside.iter().any(|byte| *byte == b'\\' || byte.is_ascii_whitespace()) && inside.is_ascii() {
+    if !inside
+        .iter()
+        .any(|byte| *byte == b'\\' || byte.is_ascii_whitespace())
+        && inside.is_ascii()
+    {
         return engine.decode(inside).map_err(wrong);
     }
     let mut text: String = serde_json::from_str(body.get()).map_err(|error| error.to_string())?;
@@ -224,7 +230,21 @@ fn type_of_name(name: &str) -> Option<&'static str> {
 /// The type of audio that its first bytes tell.
 fn type_of_bytes(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'A', b'V', b'E', ..] => Some("audio/wav"),
+        [
+            b'R',
+            b'I',
+            b'F',
+            b'F',
+            _,
+            _,
+            _,
+            _,
+            b'W',
+            b'A',
+            b'V',
+            b'E',
+            ..,
+        ] => Some("audio/wav"),
         [b'f', b'L', b'a', b'C', ..] => Some("audio/flac"),
         [b'O', b'g', b'g', b'S', ..] => Some("audio/ogg"),
         [b'I', b'D', b'3', ..] | [0xff, 0xf2 | 0xf3 | 0xfa | 0xfb, ..] => Some("audio/mpeg"),

@@ -58,8 +58,10 @@ impl Deepgram {
         let language = language.unwrap_or(LANGUAGE).to_owned();
         let minimum_confidence = options.number_or("minimum_confidence", 0.5);
         let service = match key {
-            Some(key) => Service::new(url?).with_key(options, "DEEPGRAM_KEY", "Token", key),
-            None if is_elsewhere => Service::new(url?),
+            Some(key) => {
+                Service::new(options, url?).with_key(options, "DEEPGRAM_KEY", "Token", key)
+            }
+            None if is_elsewhere => Service::new(options, url?),
             None => {
                 options.fault("DEEPGRAM_KEY", "is required");
                 return None;

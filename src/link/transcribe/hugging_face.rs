@@ -2,14 +2,16 @@
 //!
 //! The transcript is the answer as it is: an object with `text`.
 
-use ureq::http::HeaderName;
 use ureq::http::header::{ACCEPT, CONTENT_TYPE};
+use ureq::http::{HeaderName, HeaderValue};
 
 use super::service::Service;
 use super::{Input, Transcript, Vendor, text_of_answer};
 use crate::deadline::Limit;
 use crate::failure::Failure;
+use crate::http_client::NotAUrl;
 use crate::options::Options;
+use crate::secret::Secret;
 
 /// What the audio is called, unless the options say otherwise.
 pub(super) const MEDIA_TYPE: &str = "audio/flac";
@@ -24,23 +26,23 @@ impl HuggingFace {
         let url = options.required_string("API_URL");
         let key = options.filled_secret("API_KEY");
         let media_type = options.string_or("Content-Type", MEDIA_TYPE);
-        if ureq::http::HeaderValue::from_str(&media_type).is_err() {
+        if HeaderValue::from_str(&media_type).is_err() {
             options.fault("Content-Type", "is not one line of text");
         }
         if url.is_empty() {
             return None;
         }
         let Ok(url) = url.parse() else {
-            options.fault("API_URL", crate::http_client::NotAUrl.to_string());
+            options.fault("API_URL", NotAUrl.to_string());
             return None;
         };
-        let service = Service::new(url);
+        let service = Service::new(options, url);
         let service = match key {
             // The example of the existing worker has the word in the key.
             Some(key) => {
                 let key = key.reveal().trim();
                 let key = key.strip_prefix("Bearer ").unwrap_or(key).to_owned();
-                service.with_key(options, "API_KEY", "Bearer", crate::secret::Secret::new(key))
+                service.with_key(options, "API_KEY", "Bearer", Secret::new(key))
             }
             None => service,
         };
@@ -65,7 +67,7 @@ impl Vendor for HuggingFace {
             (ACCEPT, "application/json".to_owned()),
         ];
         let bytes = audio.bytes.as_slice();
-        let answer = self.service.post_whole( &content, bytes, limit)?;
+        let answer = self.service.post_whole(&content, bytes, limit)?;
         text_of_answer(&self.service.url, &answer)
     }
 

@@ -36,7 +36,7 @@ use crate::deadline::{Deadline, Limit};
 use crate::failure::{Failure, FailureKind};
 use crate::http_client::{Fetcher, Url};
 use crate::options::Options;
-use crate::secret::names_a_secret;
+use crate::secret::{Secret, names_a_secret};
 use crate::vcon::{Body, Dialog, Vcon, VconError, VconId};
 
 /// The type of the analyses that are added.
@@ -214,11 +214,12 @@ impl Transcribe {
         for option in ["send_ai_usage_data_to_url", "ai_usage_api_token"] {
             options.without_effect(option, "nobody is told what was used");
         }
-        let mut shown = Map::from_iter([("minimum_duration".to_owned(), json!(row.minimum_duration))]);
+        let mut shown =
+            Map::from_iter([("minimum_duration".to_owned(), json!(row.minimum_duration))]);
         let defaults = row.defaults.iter();
         shown.extend(defaults.map(|(name, value)| ((*name).to_owned(), json!(value))));
         let given = serde_json::from_str(&options.known_as_json()).unwrap_or_default();
-        shown.extend(without_secrets(given));
+        shown.extend(without_secrets(given, options.looked_up()));
         OWN.iter().for_each(|name| drop(shown.remove(*name)));
         if let Ok(schema) = to_raw_value(&json!({"opts": shown})) {
             self.vendor_schema = schema;
@@ -373,13 +374,12 @@ fn left_out(refused: &[(usize, Failure)]) -> Option<Failure> {
     if refused.is_empty() {
         return None;
     }
-    let is_certain = refused
-        .iter()
-        .any(|(_, failure)| failure.kind == FailureKind::Permanent);
-    let kind = if is_certain {
-        FailureKind::Permanent
-    } else {
+    // What is in doubt is tried again if the server turns out to refuse all alike.
+    let mut kinds = refused.iter().map(|(_, failure)| failure.kind);
+    let kind = if kinds.any(|kind| kind == FailureKind::Refused) {
         FailureKind::Refused
+    } else {
+        FailureKind::Permanent
     };
     let named = refused.iter().take(MOST_NAMED);
     let mut named: Vec<String> = named
@@ -403,26 +403,34 @@ fn text_of_answer(url: &Url, body: &[u8]) -> Result<Transcript, Failure> {
     }
 }
 
-/// The options without what must not be read in a vCon, at any depth: by the names that hold secrets, and the
-/// logins in URLs.
-fn without_secrets(options: Map<String, Value>) -> Map<String, Value> {
+/// The options without what must not be read in a vCon, at any depth: what has the name of a secret, the logins
+/// in URLs, and what was looked up in a variable or file.
+fn without_secrets(options: Map<String, Value>, looked_up: &[Secret]) -> Map<String, Value> {
     let shown = options.into_iter().filter(|(name, _)| !is_secret(name));
-    shown.map(|(name, value)| (name, shown_value(value))).collect()
+    let shown = shown.filter_map(|(name, value)| Some((name, shown_value(value, looked_up)?)));
+    shown.collect()
 }
 
 fn is_secret(name: &str) -> bool {
-    let file = name.strip_suffix("_file");
-    names_a_secret(name) || file.is_some_and(names_a_secret)
+    name.ends_with("_file") || names_a_secret(name)
 }
 
-fn shown_value(value: Value) -> Value {
+fn shown_value(value: Value, looked_up: &[Secret]) -> Option<Value> {
     match value {
-        Value::Object(members) => without_secrets(members).into(),
-        Value::Array(items) => items.into_iter().map(shown_value).collect(),
-        Value::String(text) if text.contains("://") => match text.parse::<Url>() {
-            Ok(url) => url.to_string().into(),
-            Err(_) => Value::Null,
-        },
-        value => value,
+        Value::Object(members) => Some(without_secrets(members, looked_up).into()),
+        Value::Array(items) => {
+            let shown = items.into_iter();
+            Some(shown.filter_map(|it| shown_value(it, looked_up)).collect())
+        }
+        Value::String(text) if looked_up.iter().any(|it| it.reveal() == text) => None,
+        Value::String(text) => {
+            let text = looked_up.iter().fold(text, |text, it| it.hide_in(text));
+            if text.contains("://") {
+                let url: Url = text.parse().ok()?;
+                return Some(url.to_string().into());
+            }
+            Some(text.into())
+        }
+        value => Some(value),
     }
 }

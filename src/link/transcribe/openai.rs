@@ -12,7 +12,7 @@ use super::service::{Service, url_or};
 use super::{Input, Transcript, Vendor, text_of_answer};
 use crate::deadline::Limit;
 use crate::failure::Failure;
-use crate::http_client::Form;
+use crate::http_client::{Form, NotAUrl, Url};
 use crate::options::Options;
 use crate::secret::Secret;
 
@@ -106,23 +106,30 @@ const MODELS: &str = "/models";
 
 /// The first complete group of options names the server.
 fn server(options: &mut Options, fields: &[(&str, String)]) -> Option<Server> {
-    let proxy_url = options.filled_string("LITELLM_PROXY_URL");
+    let proxy_url = options.filled_secret("LITELLM_PROXY_URL");
     let proxy_key = options.filled_secret("LITELLM_MASTER_KEY");
     let azure_url = options.filled_string("AZURE_OPENAI_ENDPOINT");
     let azure_key = options.filled_secret("AZURE_OPENAI_API_KEY");
     let version = options.string_or("AZURE_OPENAI_API_VERSION", "2024-10-21");
-    let names = ["OPENAI_API_KEY", "openai_api_key", "api_key"];
-    let keys = names.map(|name| (name, options.filled_secret(name)));
-    let base = url_or(options, "base_url", OPENAI);
-    let is_elsewhere = options.is_given("base_url");
+    let key_names = ["OPENAI_API_KEY", "openai_api_key", "api_key"];
+    let keys = key_names.map(|name| (name, options.filled_secret(name)));
+    let names = ["base_url", "openai_base_url", "OPENAI_BASE_URL"];
+    let given = names.map(|name| (name, options.filled_string(name)));
+    let given = given.into_iter().find(|(_, url)| url.is_some());
+    let is_elsewhere = given.is_some();
+    let base = url_or(options, given.map_or(names[0], |(name, _)| name), OPENAI);
     let of_account = [
         ("organization", "openai-organization"),
         ("project", "openai-project"),
     ];
     let of_account = of_account.map(|(key, header)| (key, header, options.filled_string(key)));
-    if let (Some(_), Some(key)) = (proxy_url, proxy_key) {
-        let url = url_or(options, "LITELLM_PROXY_URL", "")?;
-        let service = Service::new(url).with_key(options, "LITELLM_MASTER_KEY", "Bearer", key);
+    if let (Some(url), Some(key)) = (proxy_url, proxy_key) {
+        let Ok(url) = url.reveal().parse() else {
+            options.fault("LITELLM_PROXY_URL", NotAUrl.to_string());
+            return None;
+        };
+        let service =
+            Service::new(options, url).with_key(options, "LITELLM_MASTER_KEY", "Bearer", key);
         return Some(Server {
             service,
             path: TRANSCRIPTIONS.to_owned(),
@@ -138,7 +145,7 @@ fn server(options: &mut Options, fields: &[(&str, String)]) -> Option<Server> {
         let version = encoded(&version).replace("%2D", "-");
         let name = "AZURE_OPENAI_API_KEY";
         return Some(Server {
-            service: Service::new(url).with_key_header(options, name, "api-key", key),
+            service: Service::new(options, url).with_key_header(options, name, "api-key", key),
             path: format!("/openai/deployments/{model}{TRANSCRIPTIONS}?api-version={version}"),
             probe: None,
             most: Some(MOST_OF_OPENAI),
@@ -147,7 +154,7 @@ fn server(options: &mut Options, fields: &[(&str, String)]) -> Option<Server> {
     let (name, key) = keys
         .into_iter()
         .find(|(_, key)| key.is_some())
-        .unwrap_or((names[0], None));
+        .unwrap_or((key_names[0], None));
     let mut service = keyed(options, base?, name, key, is_elsewhere)?;
     for (option, header, value) in of_account {
         if let Some(value) = value {
@@ -166,14 +173,14 @@ fn server(options: &mut Options, fields: &[(&str, String)]) -> Option<Server> {
 /// A server with its key, without which only a server of one's own can be asked.
 fn keyed(
     options: &mut Options,
-    url: crate::http_client::Url,
+    url: Url,
     name: &str,
     key: Option<Secret>,
     is_elsewhere: bool,
 ) -> Option<Service> {
     match key {
-        Some(key) => Some(Service::new(url).with_key(options, name, "Bearer", key)),
-        None if is_elsewhere => Some(Service::new(url)),
+        Some(key) => Some(Service::new(options, url).with_key(options, name, "Bearer", key)),
+        None if is_elsewhere => Some(Service::new(options, url)),
         None => {
             options.fault(name, "is required");
             None

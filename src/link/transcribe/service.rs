@@ -10,12 +10,15 @@ use ureq::{Agent, AsSendBody};
 use super::answer;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
-use crate::http_client::{self, Answer, EXPLANATION, Url};
+use crate::http_client::{self, Answer, Url};
 use crate::options::Options;
 use crate::secret::Secret;
 
 /// The most bytes of an answer. A day of speech with the times of its words is less.
 const LONGEST_ANSWER: u64 = 64 << 20;
+
+/// The same of a probe: a list of models or projects.
+const LONGEST_LIST: u64 = 4 << 20;
 
 /// How long a probe waits for an answer.
 const PROBE: Duration = Duration::from_secs(5);
@@ -25,11 +28,13 @@ pub(super) struct Service {
     agent: Agent,
     pub(super) url: Url,
     headers: Vec<(HeaderName, HeaderValue)>,
-    key: Option<Secret>,
+    /// What no message shows, even if the server quotes it.
+    secrets: Vec<Secret>,
 }
 
 impl Service {
-    pub(super) fn new(url: Url) -> Self {
+    /// The server at this URL; `options` are those that name it.
+    pub(super) fn new(options: &Options, url: Url) -> Self {
         let mut headers = Vec::new();
         // That of a key takes its place.
         if let Some(login) = url.authorization() {
@@ -39,7 +44,7 @@ impl Service {
             agent: http_client::agent(),
             url,
             headers,
-            key: None,
+            secrets: options.looked_up().to_vec(),
         }
     }
 
@@ -54,7 +59,7 @@ impl Service {
         let value = format!("{scheme} {}", key.reveal().trim());
         self.headers.clear();
         self.add_header(options, option, AUTHORIZATION, value.trim());
-        self.key = Some(key);
+        self.secrets.push(key);
         self
     }
 
@@ -68,7 +73,7 @@ impl Service {
     ) -> Self {
         let name = HeaderName::from_static(name);
         self.add_header(options, option, name, key.reveal().trim());
-        self.key = Some(key);
+        self.secrets.push(key);
         self
     }
 
@@ -124,12 +129,14 @@ impl Service {
         for (name, value) in content {
             request = request.header(name, value);
         }
-        let request = request.body(body).map_err(|error| self.unsendable(&error))?;
+        let request = request
+            .body(body)
+            .map_err(|error| self.unsendable(&error))?;
         let answer = http_client::exchange(&self.agent, request, &self.url, limit, LONGEST_ANSWER)?;
         if answer.status.is_success() {
             Ok(answer.body)
         } else {
-            Err(answer::refusal(&self.url, &answer, self.key.as_ref()))
+            Err(answer::refusal(&self.url, &answer, &self.secrets))
         }
     }
 
@@ -140,10 +147,10 @@ impl Service {
         let request = request.body(()).map_err(|error| self.unsendable(&error))?;
         let limit = Deadline::NONE.begin(PROBE);
         let answer: Answer =
-            http_client::exchange(&self.agent, request, &self.url, limit, LONGEST_ANSWER.min(EXPLANATION << 4))?;
+            http_client::exchange(&self.agent, request, &self.url, limit, LONGEST_LIST)?;
         match answer.status.as_u16() {
             401 | 402 | 407 | 429 | 500.. => {
-                Err(answer::refusal(&self.url, &answer, self.key.as_ref()))
+                Err(answer::refusal(&self.url, &answer, &self.secrets))
             }
             _ => Ok(()),
         }
@@ -155,7 +162,9 @@ impl Service {
     }
 
     fn at(&self, path: &str) -> Result<Uri, Failure> {
-        self.url.below(path).map_err(|error| self.unsendable(&error))
+        self.url
+            .below(path)
+            .map_err(|error| self.unsendable(&error))
     }
 
     fn begin(&self, mut request: Builder) -> Builder {
