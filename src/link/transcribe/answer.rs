@@ -159,3 +159,92 @@ fn shortened(text: &str) -> String {
     let line: String = line.join(" ").chars().take(LONGEST_REASON).collect();
     printable(&line).into_owned()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use ureq::http::header::RETRY_AFTER;
+    use ureq::http::{HeaderMap, StatusCode};
+
+    use super::*;
+
+    fn refused(status: u16, body: &str) -> Failure {
+        let answer = Answer {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: HeaderMap::from_iter([(RETRY_AFTER, "30".parse().unwrap())]),
+            body: body.as_bytes().to_vec(),
+        };
+        let url = "https://api.example.org/v1".parse().unwrap();
+        refusal(&url, &answer, &[Secret::new("sk-geheim")])
+    }
+
+    #[test]
+    fn answers_are_classified() {
+        use FailureKind::{Busy, Denied, Permanent, Refused, Transient};
+        let error = |message: &str, code: &str| {
+            serde_json::json!({"error": {"message": message, "code": code}}).to_string()
+        };
+        for (status, body, kind) in [
+            (429, String::new(), Busy),
+            (503, "<html>".to_owned(), Busy),
+            (429, error("You exceeded your current quota", "insufficient_quota"), Denied),
+            // It names a page about billing, and means the rate.
+            (429, error("Rate limit reached. Upgrade at https://h/settings/billing", "rate_limit_exceeded"), Busy),
+            (400, error("no", "model_not_found"), Denied),
+            (401, error("Incorrect API key", "invalid_api_key"), Denied),
+            (402, r#"{"err_code":"ASR_PAYMENT_REQUIRED","err_msg":"Insufficient credits"}"#.to_owned(), Denied),
+            (403, String::new(), Denied),
+            (404, error("The model does not exist", "model_not_found"), Denied),
+            (302, String::new(), Denied),
+            (408, String::new(), Transient),
+            (500, error("insufficient_quota", ""), Transient),
+            (504, String::new(), Transient),
+            (413, String::new(), Permanent),
+            (415, String::new(), Permanent),
+            (400, error("Audio file might be corrupted or unsupported", "invalid_value"), Permanent),
+            (400, error("Invalid file format. Supported formats: ['flac']", ""), Permanent),
+            (400, error("audio duration 2000 seconds is longer than 1400 seconds", ""), Permanent),
+            (400, r#"{"err_code":"Bad Request","err_msg":"failed to process audio: corrupt or unsupported data"}"#.to_owned(), Permanent),
+            (400, r#"{"error":"Malformed soundfile"}"#.to_owned(), Permanent),
+            (400, r#"{"err_code":"REMOTE_CONTENT_ERROR","err_msg":"The remote server hosting the media returned a client error: 404"}"#.to_owned(), Refused),
+            (400, error("something", "other"), Refused),
+            (422, String::new(), Refused),
+            (409, String::new(), Refused),
+        ] {
+            let failure = refused(status, &body);
+            assert_eq!(failure.kind, kind, "{status} {body}");
+            assert_eq!(failure.not_before.is_some(), kind == Busy, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_one_short_line_without_secrets() {
+        let long = format!(
+            r#"{{"error":{{"message":"Key sk-geheim\n\u001b[2J {}"}}}}"#,
+            "x".repeat(5000)
+        );
+        let failure = refused(401, &long);
+        let begin = "https://api.example.org/v1 answered 401 Unauthorized: Key *** \\u{1b}[2J xxx";
+        assert!(failure.message.starts_with(begin), "{failure}");
+        assert!(failure.message.len() < 400, "{failure}");
+        let plain = refused(500, "gone  fishing\n");
+        assert!(plain.message.ends_with(": gone fishing"), "{plain}");
+        let empty = refused(500, "");
+        assert!(
+            empty.message.ends_with("500 Internal Server Error"),
+            "{empty}"
+        );
+    }
+
+    #[test]
+    fn a_model_that_is_being_loaded_says_when_it_is_ready() {
+        let answer = Answer {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            headers: HeaderMap::new(),
+            body: br#"{"error":"Model is currently loading","estimated_time":20.5}"#.to_vec(),
+        };
+        let failure = refusal(&"https://h/".parse().unwrap(), &answer, &[]);
+        let wait = failure.not_before.unwrap() - Instant::now();
+        assert!(wait > Duration::from_secs(15), "{wait:?}");
+    }
+}

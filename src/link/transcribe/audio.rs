@@ -272,3 +272,253 @@ fn sendable_name(name: &str) -> String {
     let begin = plain.len().saturating_sub(LONGEST_NAME);
     plain[begin..].iter().collect()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::vcon::{Vcon, VconId};
+
+    fn vcon(dialog: &Value) -> Vcon {
+        let text = json!({"dialog": [dialog]}).to_string();
+        Vcon::parse(VconId::random(), text).unwrap()
+    }
+
+    fn source(dialog: &Value, prefers_urls: bool) -> Result<Source, String> {
+        let vcon = vcon(dialog);
+        let dialog = vcon.dialog().unwrap().next().unwrap();
+        Source::of(&dialog, prefers_urls)
+    }
+
+    fn body(dialog: &Value) -> Result<Vec<u8>, String> {
+        source(dialog, false).map(|source| match source {
+            Source::Inline(bytes) => bytes,
+            Source::Url(url) => unreachable!("{url}"),
+        })
+    }
+
+    fn audio(media_type: Option<&str>, name: Option<&str>, bytes: &[u8]) -> (String, String) {
+        let [media_type, name] = [media_type, name].map(|it| it.map(str::to_owned));
+        let audio = Audio::new(bytes.to_vec(), media_type, name);
+        (audio.media_type, audio.file_name)
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_encoded_is_decoded(bytes: Vec<u8>, breaks in 1..80_usize) {
+            let broken = |text: &str| {
+                let letters: Vec<char> = text.chars().collect();
+                let lines: Vec<String> = letters.chunks(breaks).map(|it| it.iter().collect()).collect();
+                lines.join("\r\n ")
+            };
+            prop_assume!(!bytes.is_empty());
+            for (encoding, text) in [
+                (json!("base64url"), URL_SAFE.encode(&bytes)),
+                (json!("base64url"), URL_SAFE_NO_PAD.encode(&bytes)),
+                (json!("base64"), STANDARD.encode(&bytes)),
+                (Value::Null, STANDARD.encode(&bytes)),
+            ] {
+                for text in [broken(&text), text] {
+                    let dialog = json!({"body": text, "encoding": encoding});
+                    prop_assert_eq!(body(&dialog).unwrap(), bytes.clone());
+                }
+            }
+        }
+
+        #[test]
+        fn no_text_is_taken_for_what_it_is_not(text in "[ -~]{1,40}") {
+            let is_of = |more: &str| text.chars().all(|c| {
+                c.is_ascii_alphanumeric() || c == '=' || c.is_whitespace() || more.contains(c)
+            });
+            for (encoding, more) in [("base64url", "-_"), ("base64", "+/")] {
+                let decoded = body(&json!({"body": text, "encoding": encoding}));
+                prop_assert!(decoded.is_err() || is_of(more), "{} {:?}", encoding, decoded);
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_what_its_encoding_says_is_told() {
+        for (dialog, why) in [
+            (
+                json!({"body": "+/+/", "encoding": "base64url"}),
+                "its body is not base64url: ",
+            ),
+            (
+                json!({"body": "-_-_", "encoding": "base64"}),
+                "its body is not base64: ",
+            ),
+            (json!({"body": "-_-_"}), "its body is not base64: "),
+            (json!({"body": "YQ"}), "its body is not base64: "),
+            (
+                json!({"body": "YQ=", "encoding": "base64"}),
+                "its body is not base64: ",
+            ),
+            (
+                json!({"body": "Y", "encoding": "base64url"}),
+                "its body is not base64url: ",
+            ),
+            (json!({"body": "Grüße"}), "its body is not base64: "),
+            (
+                json!({"body": "hello", "encoding": "none"}),
+                "encoding none",
+            ),
+            (
+                json!({"body": "hello", "encoding": "text"}),
+                "encoding none",
+            ),
+            (
+                json!({"body": "aa", "encoding": "hex"}),
+                "the encoding \"hex\"",
+            ),
+            (
+                json!({"body": {"a": 1}, "encoding": "base64"}),
+                "its body is not text",
+            ),
+            (json!({"type": "recording"}), "neither a body nor a URL"),
+            (json!({"url": " ", "body": ""}), "neither a body nor a URL"),
+        ] {
+            let error = source(&dialog, false).unwrap_err();
+            assert!(error.contains(why), "{dialog}: {error}");
+        }
+    }
+
+    #[test]
+    fn escapes_of_json_in_base64_are_read() {
+        let vcon = Vcon::parse(
+            VconId::random(),
+            r#"{"dialog":[{"body":"\/\/\/\/\u0041A==","encoding":"base64"}]}"#.to_owned(),
+        );
+        let vcon = vcon.unwrap();
+        let dialog = vcon.dialog().unwrap().next().unwrap();
+        let source = Source::of(&dialog, false).unwrap();
+        assert_eq!(source, Source::Inline(vec![0xff, 0xff, 0xff, 0]));
+    }
+
+    #[test]
+    fn a_body_is_taken_before_a_url_unless_the_service_fetches() {
+        let url = |text: &str| Source::Url(text.to_owned());
+        let inline = Source::Inline(b"a".to_vec());
+        let both = json!({"url": "https://h/x", "body": "YQ=="});
+        let elsewhere = json!({"body": "https://h/y", "body_type": "url"});
+        let of_url = json!({"url": "https://h/x", "body": ""});
+        let of_body = json!({"body": "YQ=="});
+        for (dialog, prefers_urls, expected) in [
+            (&both, false, &inline),
+            (&both, true, &url("https://h/x")),
+            (&elsewhere, false, &url("https://h/y")),
+            (&of_url, false, &url("https://h/x")),
+            (&of_body, true, &inline),
+        ] {
+            assert_eq!(
+                source(dialog, prefers_urls).as_ref(),
+                Ok(expected),
+                "{dialog}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_has_an_ending_that_tells_its_format() {
+        let wav = b"RIFF____WAVEfmt ";
+        for (media_type, name, bytes, expected) in [
+            (
+                Some("audio/mp3"),
+                Some("a.mp3"),
+                &b"x"[..],
+                ("audio/mp3", "a.mp3"),
+            ),
+            (
+                Some("audio/x-wav"),
+                None,
+                b"x",
+                ("audio/x-wav", "audio.wav"),
+            ),
+            (
+                Some("audio/mpeg; rate=8000"),
+                Some("call"),
+                b"x",
+                ("audio/mpeg; rate=8000", "call.mp3"),
+            ),
+            (None, Some("a.FLAC"), b"x", ("audio/flac", "a.FLAC")),
+            (None, None, wav, ("audio/wav", "audio.wav")),
+            (None, None, b"OggS", ("audio/ogg", "audio.ogg")),
+            (
+                None,
+                None,
+                b"\0\0\0\x20ftypM4A ",
+                ("audio/mp4", "audio.m4a"),
+            ),
+            (
+                None,
+                Some("x.bin"),
+                b"?",
+                ("application/octet-stream", "x.bin"),
+            ),
+            (
+                Some("audio/basic"),
+                Some("x.au"),
+                b"?",
+                ("audio/basic", "x.au"),
+            ),
+            (
+                None,
+                Some("../../e t c/Grüße \"1\"\r\n.wav"),
+                b"x",
+                ("audio/wav", "Grüße__1___.wav"),
+            ),
+        ] {
+            let (media_type, name) = audio(media_type, name, bytes);
+            assert_eq!((&*media_type, &*name), expected);
+        }
+        let long = format!("{}.wav", "x".repeat(500));
+        let (_, name) = audio(None, Some(&long), b"x");
+        assert!(
+            name.ends_with(".wav") && name.len() == LONGEST_NAME,
+            "{name}"
+        );
+    }
+
+    #[test]
+    fn what_the_dialog_says_counts_more_than_its_server() {
+        let label = |dialog: &Value| {
+            let vcon = vcon(dialog);
+            let dialog = vcon.dialog().unwrap().next().unwrap();
+            Label::of(&dialog)
+        };
+        let fetched = |dialog: &Value, media_type: &str| {
+            let of_server = Fetched {
+                bytes: b"x".to_vec(),
+                media_type: Some(media_type.to_owned()),
+            };
+            let audio = Audio::fetched(of_server, "https://h/a/call.ogg?x=y.mp3", &label(dialog));
+            (audio.media_type, audio.file_name)
+        };
+        for (dialog, of_server, expected) in [
+            (json!({}), "audio/ogg", ("audio/ogg", "call.ogg")),
+            (json!({}), "text/html", ("audio/ogg", "call.ogg")),
+            (
+                json!({"mimetype": "audio/flac"}),
+                "audio/ogg",
+                ("audio/flac", "call.ogg"),
+            ),
+            (
+                json!({"mediatype": "audio/x-wav", "filename": "b.wav"}),
+                "audio/ogg",
+                ("audio/x-wav", "b.wav"),
+            ),
+            (
+                json!({"mediatype": "x\r\nX-Evil: 1/2"}),
+                "audio/ogg",
+                ("audio/ogg", "call.ogg"),
+            ),
+        ] {
+            let (media_type, name) = fetched(&dialog, of_server);
+            assert_eq!((&*media_type, &*name), expected, "{dialog}");
+        }
+    }
+}

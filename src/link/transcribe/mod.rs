@@ -434,3 +434,401 @@ fn shown_value(value: Value, looked_up: &[Secret]) -> Option<Value> {
         value => Some(value),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::http_client::tests::serve_with;
+    use crate::link::testing::opened as link_with;
+    use crate::vcon::Version;
+
+    /// What Deepgram answers.
+    fn heard(words: &str, confidence: f64) -> String {
+        json!({"results": {"channels": [{"alternatives": [{"transcript": words, "confidence": confidence}]}]}})
+            .to_string()
+    }
+
+    fn deepgram(address: &str, more: &str) -> Box<dyn Link> {
+        let options = format!(
+            "{{vendor: deepgram, vendor_options: {{DEEPGRAM_KEY: sk-geheim, base_url: 'http://{address}'{more}}}}}"
+        );
+        link_with(open, &options)
+    }
+
+    /// Three recordings of which the second is none, and what else a vCon has.
+    fn three() -> Vcon {
+        vcon(&json!([
+            {"type": "text", "body": "hello"},
+            {"type": "recording", "url": "https://h/1", "duration": 61.5},
+            {"type": "recording", "body": "?", "encoding": "base64url"},
+            {"type": "recording", "url": "https://h/3"},
+        ]))
+    }
+
+    fn vcon(dialog: &Value) -> Vcon {
+        let text = json!({"dialog": dialog}).to_string();
+        Vcon::parse(VconId::random(), text).unwrap()
+    }
+
+    /// Runs the link until it does not ask for more; returns how often it did, and how it ended.
+    fn run(link: &mut dyn Link, vcon: &mut Vcon) -> (usize, Result<Next, LinkError>) {
+        let (_drain, drained) = crossbeam_channel::bounded(0);
+        let mut context = Context::new(&drained, Version::Current);
+        for count in 0..20 {
+            match link.run(vcon, &mut context) {
+                Ok(Next::Again) => {}
+                end => return (count, end),
+            }
+        }
+        unreachable!("it never ends")
+    }
+
+    fn analyses(vcon: &mut Vcon) -> Vec<Value> {
+        let document: Value = serde_json::from_str(&vcon.to_json()).unwrap();
+        document["analysis"].as_array().cloned().unwrap_or_default()
+    }
+
+    fn faults(open: fn(&mut Options) -> Box<dyn Link>, text: &str) -> Vec<String> {
+        let mut options = Options::from_yaml(text);
+        open(&mut options);
+        options.finish();
+        let mut told = options.faults();
+        told.extend(options.warnings());
+        told
+    }
+
+    #[test]
+    fn each_run_transcribes_one_dialog_and_the_end_names_those_that_could_not_be() {
+        let answers = [heard("eins", 0.9), heard("drei", 0.9)];
+        let (address, server) = serve_with(answers.map(|it| (200, it)).into());
+        let (mut link, mut vcon) = (deepgram(&address, ""), three());
+        let (runs, end) = run(&mut *link, &mut vcon);
+        assert_eq!(runs, 2);
+        let LinkError::Failed(failure) = end.unwrap_err() else {
+            unreachable!()
+        };
+        assert_eq!(failure.kind, FailureKind::Permanent);
+        assert!(
+            failure
+                .message
+                .starts_with("could not transcribe dialog 2: its body is not base64url"),
+            "{failure}"
+        );
+        let found = analyses(&mut vcon);
+        assert_eq!(found.len(), 2);
+        assert_eq!(
+            found[1],
+            json!({
+                "type": "transcript", "dialog": 3, "vendor": "deepgram",
+                "body": {"transcript": "drei", "confidence": 0.9, "detected_language": "en"}, "encoding": "json",
+                "vendor_schema": {"opts": {"base_url": format!("http://{address}/"), "minimum_duration": 60.0}},
+            })
+        );
+        let requests = server.join().unwrap();
+        assert!(
+            requests[0].ends_with(r#"{"url":"https://h/1"}"#),
+            "{requests:?}"
+        );
+        assert!(
+            requests[1]
+                .to_lowercase()
+                .contains("\r\nauthorization: token sk-geheim\r\n"),
+            "{requests:?}"
+        );
+
+        // Nothing is paid for again.
+        let (runs, end) = run(&mut *link, &mut vcon);
+        assert_eq!((runs, end.is_err()), (0, true));
+    }
+
+    #[test]
+    fn what_is_wanted_is_a_recording_that_is_long_enough_and_has_no_transcript() {
+        let (address, server) = serve_with(vec![(200, heard("w", 0.9)); 3]);
+        let mut link = deepgram(&address, ", minimum_duration: 10");
+        let text = json!({
+            "dialog": [
+                {"type": "recording", "url": "https://h/0", "duration": 9.9},
+                {"type": "recording", "url": "https://h/1", "duration": "10"},
+                {"type": "recording", "url": "https://h/2", "duration": 60},
+                {"type": "recording", "url": "https://h/3", "duration": 60},
+                {"type": "text", "url": "https://h/4"},
+                {"url": "https://h/5"},
+                {"type": "recording", "url": "https://h/6", "duration": null},
+                {"type": "recording", "url": "https://h/7", "duration": "long"},
+            ],
+            "analysis": [
+                {"type": "transcript", "dialog": 2, "body": "w"}, {"type": "transcript", "dialog": [3], "body": "w"},
+                {"type": "summary", "dialog": 1, "body": "w"},
+            ],
+        });
+        let mut vcon = Vcon::parse(VconId::random(), text.to_string()).unwrap();
+        assert_eq!(run(&mut *link, &mut vcon), (3, Ok(Next::Continue)));
+        let asked = server.join().unwrap();
+        let urls = ["https://h/1", "https://h/6", "https://h/7"];
+        for (request, url) in asked.iter().zip(urls) {
+            assert!(
+                request.ends_with(&json!({"url": url}).to_string()),
+                "{request}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_transcript_of_little_confidence_is_paid_for_once_and_not_kept() {
+        let answers = vec![(200, heard("w", 0.3)), (200, heard("w", 0.5))];
+        let (address, server) = serve_with(answers);
+        let mut link = deepgram(&address, "");
+        let mut vcon = vcon(&json!([
+            {"type": "recording", "url": "https://h/0"}, {"type": "recording", "url": "https://h/1"},
+        ]));
+        assert_eq!(run(&mut *link, &mut vcon), (2, Ok(Next::Continue)));
+        assert_eq!(analyses(&mut vcon)[0]["dialog"], json!(1));
+        assert_eq!(server.join().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_may_pass_ends_the_run_and_what_does_not_the_dialog() {
+        let no = |reason: &str| json!({"err_code": "x", "err_msg": reason}).to_string();
+        for (status, body, kind) in [
+            (500, no("later"), FailureKind::Transient),
+            (429, no("later"), FailureKind::Busy),
+            (401, no("who are you"), FailureKind::Denied),
+            (200, "{\"results\":".to_owned(), FailureKind::Transient),
+            (
+                200,
+                "{\"results\":{\"channels\":[]}}".to_owned(),
+                FailureKind::Transient,
+            ),
+        ] {
+            let (address, server) = serve_with(vec![(status, body)]);
+            let (runs, end) = run(&mut *deepgram(&address, ""), &mut three());
+            let Err(LinkError::Failed(failure)) = end else {
+                unreachable!("{end:?}")
+            };
+            assert_eq!((runs, failure.kind), (0, kind), "{failure}");
+            server.join().unwrap();
+        }
+        let answers = vec![(400, no("other")), (200, heard("drei", 0.9))];
+        let (address, server) = serve_with(answers);
+        let (runs, end) = run(&mut *deepgram(&address, ""), &mut three());
+        let Err(LinkError::Failed(failure)) = end else {
+            unreachable!("{end:?}")
+        };
+        // One of the two may be the server's fault.
+        assert_eq!((runs, failure.kind), (2, FailureKind::Refused), "{failure}");
+        assert!(
+            failure.message.contains("dialog 1: http")
+                && failure.message.contains("dialog 2: its body"),
+            "{failure}"
+        );
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn older_names_take_the_options_of_their_vendor_beside_the_others_or_apart() {
+        let (address, server) = serve_with(vec![(200, r#"{"text":"w","x":[1.50]}"#.to_owned()); 2]);
+        for options in [
+            format!(
+                "{{API_KEY: k, base_url: 'http://{address}/v1', minimum_duration: 2, timeout: 9}}"
+            ),
+            format!(
+                "{{timeout: 9, vendor_options: {{API_KEY: k, base_url: 'http://{address}/v1', minimum_duration: 2}}}}"
+            ),
+        ] {
+            let mut link = link_with(open_groq, &options);
+            assert_eq!(link.longest_call(), Duration::from_secs(69));
+            assert!(link.rewrites() && link.counts_requests());
+            let mut vcon = vcon(
+                &json!([{"type": "recording", "body": "YWJj", "duration": 2, "filename": "a.mp3"}]),
+            );
+            assert_eq!(run(&mut *link, &mut vcon), (1, Ok(Next::Continue)));
+            let url = format!("http://{address}/v1");
+            assert_eq!(
+                analyses(&mut vcon),
+                [json!({
+                    "type": "transcript", "dialog": 0, "vendor": "groq_whisper",
+                    "body": {"text": "w", "x": [1.5]}, "encoding": "json",
+                    "vendor_schema": {"opts": {"base_url": url, "minimum_duration": 2, "model": "whisper-large-v3-turbo"}},
+                })]
+            );
+            assert!(vcon.to_json().contains("1.50"));
+        }
+        let requests = server.join().unwrap();
+        assert!(
+            requests[0].starts_with("POST /v1/audio/transcriptions "),
+            "{requests:?}"
+        );
+        assert!(
+            requests[0].contains("filename=\"a.mp3\"\r\nContent-Type: audio/mpeg\r\n\r\nabc\r\n"),
+            "{requests:?}"
+        );
+    }
+
+    #[test]
+    fn no_secret_is_shown_in_a_vcon() {
+        let looked_up = [Secret::new("aus-der-umgebung")];
+        let options = json!({
+            "model": "m", "API_KEY": "geheim", "api_key_file": "key", "Content-Type": "audio/flac",
+            "LITELLM_PROXY_URL": "http://geheim", "prompt": "say aus-der-umgebung", "language": "aus-der-umgebung",
+            "API_URL": "https://us:geheim@h/x?token=geheim",
+            "api": {"token": "geheim", "tier": ["a", "https://u:geheim@h"], "passwd": 1},
+        });
+        let Value::Object(options) = options else {
+            unreachable!()
+        };
+        let shown = Value::Object(without_secrets(options, &looked_up));
+        assert_eq!(
+            shown,
+            json!({
+                "model": "m", "Content-Type": "audio/flac", "prompt": "say ***", "API_URL": "https://h/x",
+                "api": {"tier": ["a", "https://h/"]},
+            })
+        );
+    }
+
+    #[test]
+    fn faults_of_options_have_their_places() {
+        for (open, text, expected) in [
+            (
+                open as fn(&mut Options) -> Box<dyn Link>,
+                "{}",
+                "vendor: is required",
+            ),
+            (
+                open,
+                "{vendor: whisper_builtin}",
+                "vendor: \"whisper_builtin\" is not deepgram, openai, groq or hugging_face",
+            ),
+            (
+                open,
+                "{vendor: deepgram}",
+                "vendor_options.DEEPGRAM_KEY: is required",
+            ),
+            (
+                open,
+                "{vendor: openai, vendor_options: {}}",
+                "vendor_options.OPENAI_API_KEY: is required",
+            ),
+            (
+                open,
+                "{vendor: hugging_face}",
+                "vendor_options.API_URL: is required",
+            ),
+            (
+                open,
+                "{vendor: hugging_face, vendor_options: {API_URL: x}}",
+                "vendor_options.API_URL: is not a URL",
+            ),
+            (
+                open,
+                "{vendor: groq, vendor_options: 7}",
+                "vendor_options: is a single value, not a mapping",
+            ),
+            (
+                open,
+                "{vendor: groq, vendor_options: {API_KEY: \"a\\nb\"}}",
+                "vendor_options.API_KEY: is not one line of text",
+            ),
+            (
+                open,
+                "{vendor: groq, vendor_options: {API_KEY: a}, timeout: 0}",
+                "timeout: must be more than 0",
+            ),
+            (
+                open,
+                "{vendor: groq, vendor_options: {API_KEY: a, modell: b}}",
+                "vendor_options: unknown option `modell` has no effect",
+            ),
+            (
+                open,
+                "{vendor: openai, vendor_options: {api_key: a, max_chunk_duration: 480}}",
+                "vendor_options.max_chunk_duration: has no effect",
+            ),
+            (
+                open,
+                "{vendor: openai, vendor_options: {api_key: a, response_format: srt}}",
+                "vendor_options.response_format: \"srt\" is not json",
+            ),
+            (
+                open,
+                "{vendor: deepgram, vendor_options: {DEEPGRAM_KEY: a, api: {callback: x}}}",
+                "vendor_options.api.callback: is not supported",
+            ),
+            (
+                open,
+                "{vendor: deepgram, vendor_options: {DEEPGRAM_KEY: a, api: {x: {y: 1}}}}",
+                "vendor_options.api.x: is not a text",
+            ),
+            (open_groq, "{}", "API_KEY: is required"),
+            (
+                open_groq,
+                "{API_KEY: a, vendor: openai}",
+                "vendor: \"openai\" is not groq",
+            ),
+            (
+                open_openai,
+                "{OPENAI_API_KEY: a, base_url: ftp://x}",
+                "base_url: is not a URL",
+            ),
+        ] {
+            let told = faults(open, text);
+            assert!(
+                told.iter().any(|it| it.starts_with(expected)),
+                "{text}: {told:?}"
+            );
+        }
+        for (open, text) in [
+            (
+                open as fn(&mut Options) -> Box<dyn Link>,
+                "{vendor: openai, vendor_options: {base_url: 'http://vllm:8000/v1'}}",
+            ),
+            (
+                open_openai,
+                "{LITELLM_PROXY_URL: 'http://l:4000', LITELLM_MASTER_KEY: k}",
+            ),
+            (
+                open_openai,
+                "{AZURE_OPENAI_ENDPOINT: 'https://a', AZURE_OPENAI_API_KEY: k, model: whisper-1}",
+            ),
+            (open_groq, "{API_KEY: k, Content-Type: audio/flac}"),
+            (
+                open_hugging_face,
+                "{API_URL: 'https://h', API_KEY: Bearer hf_x}",
+            ),
+            (
+                open_deepgram,
+                "{DEEPGRAM_KEY: k, api: {model: nova-2, smart_format: true, keywords: [a, b]}}",
+            ),
+        ] {
+            assert_eq!(faults(open, text), [""; 0], "{text}");
+        }
+    }
+
+    #[test]
+    fn audio_that_is_too_long_for_openai_is_not_sent() {
+        let link = OpenAi::open(&mut Options::from_yaml("{OPENAI_API_KEY: k}")).unwrap();
+        let bytes = vec![0; (25 << 20) + 1];
+        let input = Input::Audio(Audio::inline(bytes, &Label::default()));
+        let sent = link.transcribe(&input, Deadline::NONE.begin(Duration::from_secs(1)));
+        let Err(failure) = sent else { unreachable!() };
+        assert_eq!(failure.kind, FailureKind::Permanent);
+        assert!(
+            failure
+                .message
+                .contains("26214401 bytes, and OpenAI takes 26214400 at most (25 MB)"),
+            "{failure}"
+        );
+    }
+
+    #[test]
+    fn a_signed_vcon_is_not_transcribed() {
+        let mut link = deepgram("127.0.0.1:1", "");
+        let text = r#"{"payload":"p","signature":"s"}"#.to_owned();
+        let mut vcon = Vcon::parse(VconId::random(), text).unwrap();
+        let (_, end) = run(&mut *link, &mut vcon);
+        assert!(
+            matches!(end, Err(LinkError::Failed(failure)) if failure.kind == FailureKind::Permanent)
+        );
+    }
+}
