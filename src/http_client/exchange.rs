@@ -36,10 +36,11 @@ pub fn exchange(
     limit: Limit,
     most: u64,
 ) -> Result<Answer, Failure> {
+    let method = request.method().clone();
     let timed = agent.configure_request(request);
     let request = timed.timeout_global(Some(limit.left())).build();
     let sent = agent.run(request);
-    let mut response = sent.map_err(|error| status::no_answer(url, &error, limit))?;
+    let mut response = sent.map_err(|error| status::no_answer(&method, url, &error, limit))?;
     let (body, cut) = read(&mut response, most);
     let why = match cut {
         None => {
@@ -53,9 +54,8 @@ pub fn exchange(
         Some(Cut::TooLong) => format!("its answer has more than {most} bytes"),
         Some(Cut::Broken(error)) => format!("its answer broke off: {error}"),
     };
-    Err(Failure::transient(format!(
-        "could not POST to {url}: {why}"
-    )))
+    let asked = status::asked(&method, url);
+    Err(Failure::transient(format!("{asked}: {why}")))
 }
 
 /// When the server wants to be asked again, by `Retry-After`: seconds from now, or a date.

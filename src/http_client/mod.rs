@@ -4,6 +4,8 @@
 //! trying again. Messages name a URL without its user, password and query.
 
 mod exchange;
+mod multipart;
+mod public;
 mod status;
 mod tcp;
 
@@ -24,13 +26,15 @@ use rustls::pki_types::pem::PemObject;
 use ureq::config::Config;
 use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use ureq::http::uri::Scheme;
-use ureq::http::{HeaderMap, HeaderValue, Response, Uri};
+use ureq::http::{HeaderMap, HeaderValue, Method, Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, Body};
 
 pub use exchange::{Answer, exchange, retry_after};
+pub use multipart::Form;
+pub use public::{Fetched, Fetcher};
 
 use crate::deadline::Limit;
 use crate::failure::Failure;
@@ -90,6 +94,11 @@ impl Url {
         Some(value)
     }
 
+    /// The URL with its login and query, to be asked.
+    pub fn whole(&self) -> Uri {
+        self.0.clone()
+    }
+
     /// The URL of a resource below it; `path` begins with a slash and may have a query. The query of the
     /// URL itself is dropped.
     pub fn below(&self, path: &str) -> Result<Uri, ureq::http::Error> {
@@ -141,6 +150,10 @@ pub fn agent() -> Agent {
 
 /// The same, with other certificates.
 pub fn agent_that_trusts(trust: &Trust) -> Agent {
+    agent_with(trust, CachingResolver::default())
+}
+
+fn agent_with(trust: &Trust, resolver: impl Resolver) -> Agent {
     let roots = match trust {
         Trust::System | Trust::Anyone => RootCerts::PlatformVerifier,
         Trust::Authorities(authorities) => {
@@ -160,7 +173,7 @@ pub fn agent_that_trusts(trust: &Trust) -> Agent {
         .http_status_as_error(false)
         .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
         .build();
-    Agent::with_parts(config, tcp::connector(), CachingResolver::default())
+    Agent::with_parts(config, tcp::connector(), resolver)
 }
 
 /// Looks names up, and remembers the last one for [`FRESH`].
@@ -293,7 +306,7 @@ pub fn post(
     let request = request.config().timeout_global(Some(limit.left())).build();
     let response = request
         .send(json)
-        .map_err(|error| status::no_answer(url, &error, limit))?;
+        .map_err(|error| status::no_answer(&Method::POST, url, &error, limit))?;
     match response.status() {
         status if status.is_success() => Ok(response),
         status => Err(status::refused(url, status).until(retry_after(response.headers()))),

@@ -1,7 +1,7 @@
 //! What a status, or no answer at all, means for trying again.
 
 use ureq::Error;
-use ureq::http::StatusCode;
+use ureq::http::{Method, StatusCode};
 
 use super::Url;
 use crate::deadline::Limit;
@@ -38,18 +38,25 @@ pub(super) fn refused(url: &Url, status: StatusCode) -> Failure {
 ///
 /// Everything that the network or the server did may pass, an expired certificate as well; a fault of
 /// the request itself does not.
-pub(super) fn no_answer(url: &Url, error: &Error, limit: Limit) -> Failure {
+pub(super) fn no_answer(method: &Method, url: &Url, error: &Error, limit: Limit) -> Failure {
+    let asked = asked(method, url);
     match error {
         // Its text shows the URL.
-        Error::BadUri(_) => Failure::permanent(format!("could not POST to {url}: bad URL")),
+        Error::BadUri(_) => Failure::permanent(format!("{asked}: bad URL")),
         Error::Http(_) | Error::BodyExceedsLimit(_) => {
-            Failure::permanent(format!("could not POST to {url}: {error}"))
+            Failure::permanent(format!("{asked}: {error}"))
         }
-        Error::Timeout(_) => {
-            Failure::transient(format!("could not POST to {url}: no answer within {limit}"))
-        }
-        Error::Io(error) => Failure::transient(format!("could not POST to {url}: {error}")),
-        _ => Failure::transient(format!("could not POST to {url}: {error}")),
+        Error::Timeout(_) => Failure::transient(format!("{asked}: no answer within {limit}")),
+        Error::Io(error) => Failure::transient(format!("{asked}: {error}")),
+        _ => Failure::transient(format!("{asked}: {error}")),
+    }
+}
+
+/// The beginning of the message of a request that failed.
+pub(super) fn asked(method: &Method, url: &Url) -> String {
+    match *method {
+        Method::POST => format!("could not POST to {url}"),
+        _ => format!("could not {method} {url}"),
     }
 }
 

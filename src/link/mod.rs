@@ -23,6 +23,7 @@ mod python;
 mod sampler;
 mod tag;
 mod tag_router;
+mod transcribe;
 mod webhook;
 
 pub(crate) use python::PythonLink;
@@ -283,6 +284,11 @@ pub const MODULES: &[Module] = &[
     module("links.delay", delay::open),
     module("links.expire_vcon", expire_vcon::open),
     module("links.webhook", webhook::open),
+    module("links.transcribe", transcribe::open),
+    module("links.deepgram_link", transcribe::open_deepgram),
+    module("links.openai_transcribe", transcribe::open_openai),
+    module("links.groq_whisper", transcribe::open_groq),
+    module("links.hugging_face_whisper", transcribe::open_hugging_face),
     module("links.analyze", analyze::open),
     module("links.analyze_and_label", analyze_and_label::open),
     module("links.analyze_vcon", analyze_vcon::open),

@@ -172,6 +172,48 @@ impl Options {
         scalars::object(&self.entries)
     }
 
+    /// The options in the mapping `key`, to be read by accessors of their own and given back by
+    /// [`Options::adopt`].
+    pub fn within(&mut self, key: &str) -> Self {
+        self.note(key, OptionKind::Mapping, None);
+        if !self.asked.iter().any(|asked| asked == key) {
+            self.asked.push(key.to_owned());
+        }
+        let nothing = Node {
+            line: self.line_of(key),
+            kind: NodeKind::Null,
+            plain: true,
+        };
+        // What is in it is filled in where it is asked for.
+        let entry = self.entries.get(key);
+        let node = entry.map_or(&nothing, |entry| &entry.value);
+        let path = joined(&self.path, key);
+        let mut within = Self::new(&path, self.noun, self.line_of(key), node);
+        within.environment.clone_from(&self.environment);
+        within.owner.clone_from(&self.owner);
+        within.looked_up = Arc::clone(&self.looked_up);
+        within
+    }
+
+    /// Takes what was found in the mapping `key`, of which all is read.
+    pub fn adopt(&mut self, key: &str, mut within: Self) {
+        within.finish();
+        self.faults.append(&mut within.faults);
+        self.warnings.append(&mut within.warnings);
+        if let Some(entry) = self.entries.get_mut(key)
+            && matches!(entry.value.kind, NodeKind::Mapping(_))
+        {
+            entry.value.kind = NodeKind::Mapping(within.into_entries());
+        }
+    }
+
+    /// What was asked for and is given, as JSON.
+    pub fn known_as_json(&self) -> String {
+        let mut known = self.entries.clone();
+        known.retain(|key, _| self.asked.contains(key));
+        scalars::object(&known)
+    }
+
     fn mapping(&mut self, key: &str) -> Option<Mapping> {
         match self.value(key)? {
             (_, NodeKind::Mapping(entries)) => Some(entries),
@@ -273,6 +315,25 @@ impl Options {
         let Some(text) = self.string(key) else {
             return (!self.is_given(key)).then_some(default);
         };
+        self.known_word(key, &text, known)
+    }
+
+    /// One of the words `known`, which must be given.
+    pub fn required_word(&mut self, key: &str, known: &[&'static str]) -> Option<&'static str> {
+        self.note(key, OptionKind::Word(known.to_vec()), None);
+        let text = self.required_string(key);
+        if text.is_empty() {
+            return None;
+        }
+        self.known_word(key, &text, known)
+    }
+
+    fn known_word(
+        &mut self,
+        key: &str,
+        text: &str,
+        known: &[&'static str],
+    ) -> Option<&'static str> {
         let word = known.iter().copied().find(|word| *word == text);
         if word.is_none() {
             let expected = match known {
@@ -281,7 +342,7 @@ impl Options {
                 }
                 _ => known.concat(),
             };
-            self.fault_of_value(key, &text, &expected);
+            self.fault_of_value(key, text, &expected);
         }
         word
     }

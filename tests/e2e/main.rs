@@ -121,6 +121,7 @@ mod supervision;
 mod systemd;
 mod top;
 mod torture;
+mod transcribe;
 mod turns;
 mod wakeup;
 mod webhooks;

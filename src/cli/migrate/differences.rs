@@ -257,6 +257,47 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         })),
     },
     Difference {
+        id: "transcribe_dialog",
+        what: "`links.transcribe`: a dialog that cannot be transcribed",
+        existing: "ends the loop, mostly with nothing but a line in the log: dialogs behind it get no transcript, and \
+                   deepgram loses those before it",
+        conserver: "the others are transcribed and kept, each as soon as it is there; the dead letter names the \
+                    dialog, and a retry pays for it alone",
+        concerns: |it| some(it.transcribers(|_| true)),
+    },
+    Difference {
+        id: "transcribe_duration",
+        what: "`links.transcribe`: a recording without `duration`",
+        existing: "an error with groq and hugging_face",
+        conserver: "is transcribed",
+        concerns: |it| some(it.transcribers(|_| true)),
+    },
+    Difference {
+        id: "transcribe_inline",
+        what: "`links.transcribe`: audio in the vCon itself",
+        existing: "is not transcribed by deepgram and openai",
+        conserver: "is transcribed by all vendors",
+        concerns: |it| some(it.transcribers(|_| true)),
+    },
+    Difference {
+        id: "transcribe_urls",
+        what: "`links.transcribe`: URLs that lead to private addresses",
+        existing: "are fetched",
+        conserver: "are refused, unless `allow_private_urls: true`",
+        concerns: |it| some(it.transcribers(|link| {
+            link.option("allow_private_urls").is_none_or(|it| it == "false")
+        })),
+    },
+    Difference {
+        id: "transcribe_pieces",
+        what: "`links.transcribe` with openai: long audio",
+        existing: "is cut into pieces of `max_chunk_duration`",
+        conserver: "is sent whole; more than 25 MB, or than the model takes, makes a dead letter",
+        concerns: |it| some(it.transcribers(|link| {
+            link.module == "links.openai_transcribe" || link.option("vendor") == Some("openai")
+        })),
+    },
+    Difference {
         id: "webhook_status",
         what: "`storage.webhook`: an answer other than 2xx",
         existing: "passed over by the older generation, a failure in the newer",
@@ -371,6 +412,15 @@ pub(super) const DIFFERENCES: &[Difference] = &[
     },
 ];
 
+/// The names of the link that transcribes.
+const TRANSCRIBERS: [&str; 5] = [
+    "links.transcribe",
+    "links.deepgram_link",
+    "links.openai_transcribe",
+    "links.groq_whisper",
+    "links.hugging_face_whisper",
+];
+
 impl Deployment {
     /// The chains of which `is_meant` holds, as `chain NAME`.
     fn chains(&self, is_meant: impl Fn(&Chain) -> bool) -> Vec<String> {
@@ -403,6 +453,13 @@ impl Deployment {
         self.used(Section::Links, |link| link.module == module && link.native)
     }
 
+    /// The links that transcribe, built in, of which `is_meant` holds.
+    fn transcribers(&self, is_meant: impl Fn(&NamedModule) -> bool) -> Vec<String> {
+        self.used(Section::Links, |link| {
+            link.native && TRANSCRIBERS.contains(&&*link.module) && is_meant(link)
+        })
+    }
+
     fn storages_of(&self, module: &str) -> Vec<String> {
         self.used(Section::Storages, |storage| {
             storage.module == module && storage.native
@@ -418,6 +475,7 @@ impl Deployment {
         link.is_some_and(|link| {
             ["links.webhook", "links.post_analysis_to_slack"].contains(&&*link.module)
                 || asks_a_model(link)
+                || TRANSCRIBERS.contains(&&*link.module)
                 || link.module == "links.diet" && link.has_option("post_media_to_url")
                 || link.is_python()
         })

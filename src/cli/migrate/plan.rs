@@ -580,6 +580,26 @@ mod tests {
                 link("links.webhook", "webhook-urls: ['http://h']"),
                 &["unavailable_server", "unwritten_webhook"],
             ),
+            (
+                link("links.transcribe", "vendor: groq"),
+                &[
+                    "unavailable_server",
+                    "transcribe_dialog",
+                    "transcribe_duration",
+                    "transcribe_inline",
+                    "transcribe_urls",
+                ],
+            ),
+            (
+                link("links.openai_transcribe", "allow_private_urls: true"),
+                &[
+                    "unavailable_server",
+                    "transcribe_dialog",
+                    "transcribe_duration",
+                    "transcribe_inline",
+                    "transcribe_pieces",
+                ],
+            ),
             (link("links.scitt", ""), &python_link),
             (storage("storage.file", ""), file),
             (storage("storage.redis_storage", ""), other_storage),

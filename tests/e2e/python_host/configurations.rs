@@ -257,28 +257,28 @@ const ROWS: &[(&str, bool, Verdict, &[&str])] = &[
     ),
     // Older names of transcription links.
     (
-        "links: {a: {module: links.deepgram_link, options: {DEEPGRAM_KEY: placeholder}}}",
+        "links: {a: {module: links.deepgram_link, native: false, options: {DEEPGRAM_KEY: placeholder}}}",
         true,
         Accepted,
         &[],
     ),
     (
-        "links: {a: {module: links.openai_transcribe}}",
+        "links: {a: {module: links.openai_transcribe, native: false}}",
         true,
         Accepted,
         &[],
     ),
     (
-        "links: {a: {module: links.groq_whisper}, b: {module: links.hugging_face_whisper}}",
+        "links: {a: {module: links.groq_whisper, native: false}, b: {module: links.hugging_face_whisper, native: false}}",
         true,
         Accepted,
         &[],
     ),
     (
-        "links: {a: {module: links.deepgram_link}}",
+        "links: {a: {module: links.deepgram_link, native: false}}",
         false,
         Refused,
-        &["links.deepgram_link", "CONSERVER_PYTHON_PATH"],
+        &["native", "CONSERVER_PYTHON_PATH"],
     ),
     // Storages.
     (

@@ -171,10 +171,14 @@ fn native_says_whether_a_built_in_module_or_the_deployments_own_is_taken() {
 }
 
 #[test]
-fn older_names_of_transcription_links_are_that_link_with_their_vendor() {
+fn older_names_of_transcription_links_in_python_are_that_link_with_their_vendor() {
     let (redis, deployment) = (Redis::plain(), Deployment::new());
     let old = json!({"API_KEY": "placeholder", "minimum_duration": 30});
     let new = json!({"vendor_options": {"model": "m"}, "other": 1});
+    let in_python = |mut link: Value| {
+        link["native"] = json!(false);
+        link
+    };
     let links = [
         ("a", module("links.openai_transcribe", old.clone())),
         ("b", module("links.hugging_face_whisper", new)),
@@ -182,7 +186,8 @@ fn older_names_of_transcription_links_are_that_link_with_their_vendor() {
         // There is a module of that name here.
         ("d", module("links.groq_whisper", old.clone())),
         ("e", module("links.transcribe", old.clone())),
-    ];
+    ]
+    .map(|(name, link)| (name, in_python(link)));
     let daemon = conserver(&redis, &deployment, &chain(&links, &[])).start();
     let some = samples("a", 1);
     submit(&redis, "default", &some);
