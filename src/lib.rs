@@ -119,7 +119,8 @@
 //!    ([`options::Options`] has an accessor for each type, and records what is wrong) and returns a struct,
 //!    for which [`link::Link::run`] does the work. `src/link/tag.rs` is one that changes the vCon,
 //!    `src/link/tag_router.rs` reads it, `src/link/diet.rs` calls a server.
-//!    - [`vcon::Vcon`] has [`dialog`](vcon::Vcon::dialog), [`tags`](vcon::Vcon::tags),
+//!    - [`vcon::Vcon`] has [`dialog`](vcon::Vcon::dialog), [`analysis`](vcon::Vcon::analysis),
+//!      [`attachments`](vcon::Vcon::attachments), [`tags`](vcon::Vcon::tags),
 //!      [`add_tags`](vcon::Vcon::add_tags), [`add_attachment`](vcon::Vcon::add_attachment) and
 //!      [`add_analysis`](vcon::Vcon::add_analysis). Their errors pass on with `?` and make a dead letter.
 //!    - A link that does nothing but change the vCon returns `true` from [`link::Link::rewrites`].

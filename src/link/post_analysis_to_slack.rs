@@ -190,12 +190,13 @@ impl Link for Slack {
             };
         };
         let message = self.message(&due, vcon.id().as_str());
-        let permit = context.permit()?;
-        let limit = context.deadline.begin(self.timeout);
-        let posted = self.call("chat.postMessage", &message, limit, due.is_teams);
-        drop(permit);
+        let posted = {
+            let _permit = context.permit()?;
+            let limit = context.deadline.begin(self.timeout);
+            self.call("chat.postMessage", &message, limit, due.is_teams)
+        };
         match posted {
-            Ok(()) => vcon.set_in_analysis(due.analysis, POSTED, &*to_json(&due.posted)?)?,
+            Ok(()) => vcon.set_in_analysis(due.analysis, POSTED, &to_json(&due.posted)?)?,
             Err(failure) if failure.kind.is_final() => {
                 context.refused.push((due.analysis, failure));
             }

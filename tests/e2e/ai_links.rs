@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Asked, Conserver, Daemon, Ledger, PATIENCE, Redis, SERVICE_KEY, Sample, Scripted, Services,
-    chain, submit, wait_until,
+    chain, fresh, submit, wait_until,
 };
 
 /// A vCon whose dialogs have these transcripts.
@@ -247,6 +247,64 @@ fn shows_no_key(daemon: &Daemon, redis: &Redis, samples: &[Sample]) {
     for text in texts {
         assert!(!text.contains(SERVICE_KEY), "{text}");
     }
+}
+
+#[test]
+fn real_vcons_get_their_analyses_and_nothing_else_changes() {
+    let (redis, services) = (Redis::plain(), Services::thinking(model));
+    let source = json!({"text_location": "body"});
+    let angry = json!({"tag_name": "mood", "tag_value": "angry",
+        "evaluation_question": "Is anybody angry?", "source": source});
+    let links = [
+        (
+            "summarize",
+            link("analyze", openai(&services, json!({"source": source}))),
+        ),
+        ("angry", link("check_and_tag", openai(&services, angry))),
+    ];
+    let mut config = chain(&links, &[]);
+    config["chains"]["plain"] = json!({
+        "links": ["tagger"], "storages": [], "ingress_lists": ["plain"], "egress_lists": ["plain_done"],
+    });
+    let _daemon = conserver(&redis, &config).lanes(4).start();
+    let samples = fresh(20);
+    let copies: Vec<Sample> = samples
+        .iter()
+        .map(|it| Sample::of(it.document.clone()))
+        .collect();
+    submit(&redis, "plain", &copies);
+    work(&redis, &samples);
+    wait_until("the others are done", PATIENCE, || {
+        redis.length("plain_done") == copies.len()
+    });
+    for (sample, copy) in samples.iter().zip(&copies) {
+        let (mut found, mut plain) = (document(&redis, sample), document(&redis, copy));
+        let analyses = found["analysis"].as_array_mut().expect("analyses");
+        let evaluation = analyses.pop().expect("an evaluation");
+        let body = json!({"link_name": "angry", "tag": "mood:angry", "applies": true});
+        assert_eq!(
+            (&evaluation["dialog"], &evaluation["body"]),
+            (&json!(0), &body)
+        );
+        let summary = analyses.pop().expect("a summary");
+        assert_eq!(
+            (&summary["type"], &summary["dialog"]),
+            (&json!("summary"), &json!(0))
+        );
+        let tags = |document: &mut Value| {
+            let attachments = document["attachments"].as_array_mut().expect("attachments");
+            let at = attachments.iter().position(|it| it["purpose"] == "tags");
+            attachments.remove(at.expect("tags"))["body"].clone()
+        };
+        let before = tags(&mut plain)
+            .as_str()
+            .expect("text")
+            .replace(']', ",\"mood:angry\"]");
+        assert_eq!(tags(&mut found), before);
+        plain["uuid"] = found["uuid"].clone();
+        assert_eq!(found, plain);
+    }
+    assert_eq!(services.requests().len(), 2 * samples.len());
 }
 
 #[test]

@@ -190,9 +190,10 @@ impl<I: Inquiry> Link for PerDialog<I> {
                 None => Ok(Next::Continue),
             };
         };
-        let permit = context.permit()?;
-        let asked = self.inquiry.ask(&text, &self.client, context.deadline);
-        drop(permit);
+        let asked = {
+            let _permit = context.permit()?;
+            self.inquiry.ask(&text, &self.client, context.deadline)
+        };
         match asked {
             Ok(finding) => {
                 let vendor = self.client.vendor();
