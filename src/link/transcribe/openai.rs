@@ -228,7 +228,7 @@ impl Vendor for OpenAi {
                  here: use a format that needs less, or another vendor"
             )));
         }
-        let mut form = Form::new();
+        let mut form = Form::begin();
         for (name, value) in &self.fields {
             form.text(name, value);
         }
