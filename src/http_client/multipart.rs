@@ -16,8 +16,8 @@ pub struct Form {
 }
 
 impl Form {
-    /// An empty form.
-    pub fn new() -> Self {
+    /// Begins a form.
+    pub fn begin() -> Self {
         Self {
             // Nobody who writes what is in the form can know it.
             boundary: format!("conserver-{}", Uuid::new_v4().simple()),
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn a_form_has_its_fields_and_the_file_in_order() {
-        let mut form = Form::new();
+        let mut form = Form::begin();
         form.text("model", "größe");
         let (boundary, head) = (form.boundary.clone(), form.content_type());
         assert_eq!(head, format!("multipart/form-data; boundary={boundary}"));
@@ -101,6 +101,6 @@ mod tests {
 
     #[test]
     fn no_two_forms_have_one_boundary() {
-        assert_ne!(Form::new().boundary, Form::new().boundary);
+        assert_ne!(Form::begin().boundary, Form::begin().boundary);
     }
 }

@@ -23,15 +23,16 @@ pub(super) struct HuggingFace {
 
 impl HuggingFace {
     pub(super) fn open(options: &mut Options) -> Option<Self> {
-        let url = options.required_string("API_URL");
+        let url = options.filled_string("API_URL");
         let key = options.filled_secret("API_KEY");
         let media_type = options.string_or("Content-Type", MEDIA_TYPE);
         if HeaderValue::from_str(&media_type).is_err() {
             options.fault("Content-Type", "is not one line of text");
         }
-        if url.is_empty() {
+        let Some(url) = url else {
+            options.fault("API_URL", "is required");
             return None;
-        }
+        };
         let Ok(url) = url.parse() else {
             options.fault("API_URL", NotAUrl.to_string());
             return None;

@@ -199,11 +199,14 @@ fn opened(options: &mut Options, row: Option<&'static VendorRow>, apart: bool) -
         discarded: None,
     };
     let is_apart = apart || options.is_given("vendor_options");
+    let Some(row) = row else {
+        // Nobody knows what is in it.
+        options.json("vendor_options");
+        return link;
+    };
     let mut within = options.within("vendor_options");
-    if let Some(row) = row {
-        link.read_vendor_options(if is_apart { &mut within } else { options }, row);
-        options.adopt("vendor_options", within);
-    }
+    link.read_vendor_options(if is_apart { &mut within } else { options }, row);
+    options.adopt("vendor_options", within);
     link
 }
 
@@ -212,7 +215,7 @@ impl Transcribe {
         self.minimum_duration = options.number_or("minimum_duration", row.minimum_duration);
         self.vendor = (row.open)(options);
         for option in ["send_ai_usage_data_to_url", "ai_usage_api_token"] {
-            options.without_effect(option, "nobody is told what was used");
+            without_effect(options, option, "nobody is told what was used");
         }
         let mut shown =
             Map::from_iter([("minimum_duration".to_owned(), json!(row.minimum_duration))]);
@@ -359,6 +362,14 @@ impl Link for Transcribe {
 
     fn probe(&mut self, _: &Receiver<()>) -> Result<(), Failure> {
         self.vendor()?.probe()
+    }
+}
+
+/// Passes over an option of the existing worker, with a warning.
+fn without_effect(options: &mut Options, option: &str, why: &str) {
+    options.pass_over(option);
+    if options.is_given(option) {
+        options.warn(option, format!("has no effect: {why}"));
     }
 }
 

@@ -9,7 +9,7 @@ use ureq::http::HeaderName;
 use ureq::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 
 use super::service::{Service, url_or};
-use super::{Input, Transcript, Vendor, text_of_answer};
+use super::{Input, Transcript, Vendor, text_of_answer, without_effect};
 use crate::deadline::Limit;
 use crate::failure::Failure;
 use crate::http_client::{Form, NotAUrl, Url};
@@ -66,7 +66,7 @@ impl OpenAi {
     pub(super) fn open(options: &mut Options) -> Option<Self> {
         let fields = fields(options, MODEL);
         for option in PIECES {
-            options.without_effect(option, "audio is not cut into pieces");
+            without_effect(options, option, "audio is not cut into pieces");
         }
         let server = server(options, &fields)?;
         Some(Self {
@@ -197,8 +197,8 @@ fn fields(options: &mut Options, model: &str) -> Vec<(&'static str, String)> {
     for name in ["language", "prompt", "chunking_strategy"] {
         fields.extend(options.filled_string(name).map(|value| (name, value)));
     }
+    let temperature = options.number_or("temperature", 0.0);
     if options.is_given("temperature") {
-        let temperature = options.number_or("temperature", 0.0);
         fields.push(("temperature", temperature.to_string()));
     }
     let several = [
@@ -228,7 +228,7 @@ impl Vendor for OpenAi {
                  here: use a format that needs less, or another vendor"
             )));
         }
-        let mut form = Form::new();
+        let mut form = Form::begin();
         for (name, value) in &self.fields {
             form.text(name, value);
         }
