@@ -193,6 +193,8 @@ pub struct WorkerView {
     pub deferring: Option<StagesView>,
     /// Since when, in monotonic milliseconds, Redis has been unavailable, as the monitor has found.
     pub redis_away: Option<u64>,
+    /// Whether any stage waits for its budget, or until its server wants to be asked again.
+    pub waits: bool,
 }
 
 /// Stages that are unavailable to a worker.
@@ -295,6 +297,7 @@ impl WorkerView {
                 worker::DEFERRING_SINCE,
             ),
             redis_away: Some(words.get(worker::REDIS_AWAY)).filter(|since| *since > 0),
+            waits: words.get(worker::WAITING_SINCE) > 0,
         })
     }
 }

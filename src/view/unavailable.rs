@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::seconds;
 use crate::config::{Chain, ListName, Plan};
 use crate::scoreboard::{
-    Snapshot, StageKind, StagesView, UnavailableStage, WorkerView, shown_name,
+    HoldReason, Snapshot, StageKind, StagesView, UnavailableStage, WorkerView, shown_name,
 };
 
 /// A link, storage, egress list, tracer or hook that is unavailable, so that chains are on hold.
@@ -357,6 +357,7 @@ chains:
             error: "connection refused".to_owned(),
             seen: 1_000,
             next_try: None,
+            reason: HoldReason::Unavailable,
         }
     }
 

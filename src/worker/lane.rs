@@ -19,12 +19,13 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, TryRecvError};
 
-use super::circuit_breaker::{TrialPermit, backlog_list, begin_trial, defers};
+use super::circuit_breaker::{backlog_list, defers};
 use super::modules::LaneModules;
 use super::pipeline::Pipeline;
 use super::quarantine::InFlightGuard;
 use super::retry::{LaneClock, Outage};
 use super::shared::{FollowedPauses, OwnLook, SharedState};
+use super::trial::{TrialPermit, begin_trial};
 use crate::backoff::Backoff;
 use crate::config::{Chain, Config, ListName};
 use crate::queue::{Claim, Claimed, Document, Pauses, Queue, QueueError, Released};
@@ -381,7 +382,7 @@ impl Lane {
     fn wait_for_work(&mut self) {
         self.shared.return_memory();
         let unknown = (!self.pauses.are_known).then_some(UNKNOWN_WAIT);
-        let waits = [self.shared.breakers.next_trial(), unknown];
+        let waits = [self.shared.breakers.next_due(), unknown];
         let longest = waits.into_iter().flatten().min();
         let wakeup = &self.shared.wakeup;
         if let Err(error) = wakeup.wait(self.number, &mut self.queue, &self.drain, longest) {
@@ -392,6 +393,9 @@ impl Lane {
     /// Follows a change of the configuration, of the circuit breakers or of the pauses.
     fn follow_configuration(&mut self) {
         let config = self.shared.current.get();
+        if self.shared.breakers.end_waits() {
+            self.shared.wakeup.wake_all();
+        }
         let is_same = Arc::ptr_eq(&config, self.modules.config());
         if !is_same {
             self.modules = LaneModules::open(
@@ -555,7 +559,7 @@ impl<'a> NextClaim<'a> {
             && !clock.is_draining()
             && shared.quarantine.is_open()
             && shared.breakers.version() == breakers
-            && !shared.breakers.has_trial_due()
+            && !shared.breakers.has_due()
             && shared.pauses.are_fresh(&pauses)
             && Arc::ptr_eq(&shared.current.get(), config);
         if !may {
@@ -682,7 +686,7 @@ mod tests {
         let stale = now();
         let stage = Stage::Storage("s".to_owned());
         assert!(shared.breakers.note_failing(&stage, &config, "busy"));
-        while !shared.breakers.has_trial_due() {
+        while !shared.breakers.has_due() {
             std::thread::yield_now();
         }
         assert!(!asks(&now()), "a trial is due");

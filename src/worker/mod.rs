@@ -26,10 +26,12 @@ mod job;
 mod lane;
 mod modules;
 mod pipeline;
+mod prober;
 mod quarantine;
 mod release;
 mod retry;
 mod shared;
+mod trial;
 mod wakeup;
 
 use std::cell::LazyCell;

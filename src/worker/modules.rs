@@ -12,8 +12,8 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use indexmap::IndexMap;
 
-use super::circuit_breaker::guarded;
 use super::pipeline::FINISHING_SHARE;
+use super::prober::guarded;
 use crate::config::{Chain, Config, ListName, StorageConfig};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
@@ -56,6 +56,21 @@ impl Stage {
                 };
                 chain.egress_lists.contains(list) || chain.links.iter().any(routes)
             }
+        }
+    }
+
+    /// Whether it is the same in two configurations: a link or storage whose entry has not changed.
+    pub fn is_same(&self, one: &Config, other: &Config) -> bool {
+        match self {
+            Self::Link(name) => {
+                let links = one.links.get(name).zip(other.links.get(name));
+                links.is_some_and(|(one, other)| one.is_same(other))
+            }
+            Self::Storage(name) => {
+                let storages = one.storages.get(name).zip(other.storages.get(name));
+                storages.is_some_and(|(one, other)| one.is_same(other))
+            }
+            Self::List(_) | Self::Tracer(_) | Self::Hook(_) => false,
         }
     }
 

@@ -15,11 +15,12 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::circuit_breaker::{Diagnosis, defers};
+use super::circuit_breaker::defers;
 use super::job::{ChainProgress, Content, Job};
 use super::lane::NextClaim;
 use super::modules::{LaneModules, Stage};
-use super::release::{ChainFailure, Ending};
+use super::prober::Diagnosis;
+use super::release::{ChainFailure, Ending, NotNow, Until};
 use super::retry::{Attempts, LaneClock, Outage};
 use super::shared::SharedState;
 use crate::config::Chain;
@@ -236,7 +237,9 @@ impl Pipeline<'_, '_, '_> {
                 Ok(Next::Halt) => job.progress.note_halt(),
                 Ok(Next::Switch(id)) => {
                     let switched = self.switch_to(job, id.clone());
-                    if let Err(Ending::Unavailable(_) | Ending::Interrupted) = switched {
+                    if let Err(Ending::Unavailable(_) | Ending::NotNow(_) | Ending::Interrupted) =
+                        switched
+                    {
                         // The link has run: the next claim goes on with the vCon that it has named.
                         job.progress.note_switch(id);
                         job.progress.note_link();
@@ -299,6 +302,10 @@ impl Pipeline<'_, '_, '_> {
         let mut attempts = Attempts::new(settings);
         let mut refused = Vec::new();
         loop {
+            if let Some(not_now) = self.is_left_alone(&stage) {
+                meter.count(Event::Returned);
+                return Err(Ending::NotNow(vec![not_now]));
+            }
             let start = Instant::now();
             let vcon = job.open_vcon()?;
             let mut context = Context::new(self.clock.drain(), settings.egress_version)
@@ -325,8 +332,13 @@ impl Pipeline<'_, '_, '_> {
             }
             match ran {
                 Ok(Next::Again) => {
+                    let id = vcon.id().clone();
+                    job.progress.note_requests(&id, expire, routes);
                     self.note_success(&stage);
-                    self.write(job)?;
+                    if let Some(extensions) = left_alone {
+                        self.log_critical(job, &extensions);
+                    }
+                    self.keep_part(name, job)?;
                     attempts = Attempts::new(settings);
                 }
                 Ok(next) => {
@@ -340,6 +352,9 @@ impl Pipeline<'_, '_, '_> {
                 }
                 Err(LinkError::Interrupted) => return Err(Ending::Interrupted),
                 Err(LinkError::Failed(failure)) => {
+                    if let Some(not_now) = NotNow::of(&stage, &failure) {
+                        return Err(Ending::NotNow(vec![not_now]));
+                    }
                     let number = attempts.number();
                     let chain_failure = ChainFailure::at(&stage, &failure, number);
                     if !failure.is_transient() && self.is_vcon_bad(&stage, job.id(), &failure) {
@@ -356,6 +371,22 @@ impl Pipeline<'_, '_, '_> {
                 }
             }
         }
+    }
+
+    /// A link has done a part of its step, and runs again for the rest: what it has done is written at once, and
+    /// the lane shows that it still moves. Does not keep a worker that drains.
+    fn keep_part(&mut self, link: &str, job: &mut Job) -> Result<(), Ending> {
+        if self.modules.works_in_redis(link) {
+            self.read_again(job)?;
+        } else {
+            self.write(job)?;
+        }
+        if self.clock.is_draining() {
+            return Err(Ending::Interrupted);
+        }
+        self.clock.pause();
+        self.clock.resume();
+        Ok(())
     }
 
     /// Runs a link that reads and writes the vCon in Redis by itself. It may overwrite what others write there
@@ -471,17 +502,9 @@ impl Pipeline<'_, '_, '_> {
         }
         let mut leaving = job.leave(version)?;
         job.was_given = true;
-        let config = Arc::clone(self.modules.config());
+        self.defer_what_is_open(job);
         for name in job.progress.missing(&chain.storages) {
-            let stage = Stage::Storage(name.clone());
-            let is_deferred = !self.is_backlog
-                && defers(&name, &config)
-                && self.shared.breakers.is_open(&stage, &config);
-            if is_deferred {
-                job.progress.note_deferred(&name);
-            } else {
-                self.modules.meters().storage(&name).count(Event::Received);
-            }
+            self.modules.meters().storage(&name).count(Event::Received);
         }
         let mut attempts = Attempts::new(&self.shared.settings);
         loop {
@@ -495,6 +518,7 @@ impl Pipeline<'_, '_, '_> {
             } else {
                 self.try_to_save(job, &leaving, &missing, number)
             };
+            let failures = self.defer_or_wait(job, failures)?;
             // Not `failures.is_empty()`: a storage that was not asked has not been saved to.
             if job.progress.missing(&chain.storages).is_empty() {
                 break;
@@ -505,6 +529,7 @@ impl Pipeline<'_, '_, '_> {
             let before = mem::replace(&mut leaving, job.leave(version)?);
             if !Arc::ptr_eq(&before.current, &leaving.current) {
                 // It was merged with another version: all storages get it anew.
+                self.defer_what_is_open(job);
                 continue;
             }
             // A storage that refuses all vCons does not stop that within a moment.
@@ -524,6 +549,58 @@ impl Pipeline<'_, '_, '_> {
                 attempts.number(),
             ))),
             None => Ok(()),
+        }
+    }
+
+    /// The vCon goes on without storages that defer and do not work at present.
+    fn defer_what_is_open(&self, job: &mut Job) {
+        let config = self.modules.config();
+        let storages = job.progress.missing(&self.chain.storages).into_iter();
+        for name in storages.filter(|name| !self.is_backlog && defers(name, config)) {
+            let stage = Stage::Storage(name.clone());
+            if self.shared.breakers.is_open(&stage, config) {
+                job.progress.note_deferred(&name);
+            }
+        }
+    }
+
+    /// Says that a stage wants to be left alone for now, as another lane has been told.
+    fn is_left_alone(&self, stage: &Stage) -> Option<NotNow> {
+        let wait = self.shared.breakers.wait_of(stage, self.modules.config());
+        wait.map(|(time, error)| NotNow {
+            stage: stage.clone(),
+            until: Until::Asked(time),
+            error,
+        })
+    }
+
+    /// Of the storages that have failed, those wait that do nothing for any vCon at present: the vCon goes on without
+    /// those that defer, and waits for the others. Returns the rest of the failures.
+    ///
+    /// # Errors
+    /// The vCon waits. The others that have failed are tried again with its next claim: no lane sleeps with a
+    /// vCon that waits for something else anyway.
+    fn defer_or_wait(
+        &self,
+        job: &mut Job,
+        failures: Vec<(String, Failure)>,
+    ) -> Result<Vec<(String, Failure)>, Ending> {
+        let (mut waits, mut rest) = (Vec::new(), Vec::new());
+        for (name, failure) in failures {
+            let stage = Stage::Storage(name.clone());
+            match NotNow::of(&stage, &failure) {
+                None => rest.push((name, failure)),
+                Some(not_now) if !self.is_backlog && defers(&name, self.modules.config()) => {
+                    self.wait_for(&not_now);
+                    job.progress.note_deferred(&name);
+                }
+                Some(not_now) => waits.push(not_now),
+            }
+        }
+        if waits.is_empty() {
+            Ok(rest)
+        } else {
+            Err(Ending::NotNow(waits))
         }
     }
 
@@ -574,7 +651,15 @@ impl Pipeline<'_, '_, '_> {
         missing: &[String],
         attempt: u32,
     ) -> Vec<(String, Failure)> {
-        let backends = self.modules.lend(missing);
+        let mut failures = Vec::new();
+        let mut asked = Vec::new();
+        for name in missing {
+            match self.is_left_alone(&Stage::Storage(name.clone())) {
+                None => asked.push(name.clone()),
+                Some(not_now) => failures.push((name.clone(), not_now.into_failure())),
+            }
+        }
+        let backends = self.modules.lend(&asked);
         let parallel = self.shared.settings.parallel_storage;
         let writers = &mut *self.writers;
         let outcomes = self.clock.timed(
@@ -586,7 +671,6 @@ impl Pipeline<'_, '_, '_> {
                 outcomes.iter().any(failed)
             },
         );
-        let mut failures = Vec::new();
         for outcome in outcomes {
             self.modules.return_storage(&outcome.name, outcome.storage);
             let (name, seconds) = (&*outcome.name, outcome.took.as_secs_f64());
