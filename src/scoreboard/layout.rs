@@ -222,9 +222,9 @@ pub mod meter {
     /// The first of the counters, in the order of [`Event`](super::super::Event).
     pub const COUNTS: usize = 0;
     /// All observed times together, in microseconds.
-    pub const SUM: usize = 8;
+    pub const SUM: usize = 10;
     /// The first of the histogram's buckets, each for itself.
-    pub const BUCKETS: usize = 9;
+    pub const BUCKETS: usize = 11;
 }
 
 /// Bits of one word.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::seconds;
 use crate::config::{Chain, ListName, Plan};
 use crate::scoreboard::{
-    HoldReason, Snapshot, StageKind, StagesView, UnavailableStage, WorkerView, shown_name,
+    Snapshot, StageKind, StagesView, UnavailableStage, WorkerView, shown_name,
 };
 
 /// A link, storage, egress list, tracer or hook that is unavailable, so that chains are on hold.
@@ -293,7 +293,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::scoreboard::{Board, ChildState, ChildView, Shape, Slot};
+    use crate::scoreboard::{Board, ChildState, ChildView, HoldReason, Shape, Slot};
     use crate::view::View;
 
     const CONFIG: &str = "\

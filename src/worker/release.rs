@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::backend_health::{DeadLetterAt, refused_by};
+use super::budget::OVER_BUDGET;
 use super::job::{ChainProgress, Job};
 use super::modules::Stage;
 use super::pipeline::Pipeline;
@@ -115,13 +116,13 @@ impl NotNow {
         })
     }
 
-    /// The failure of a storage that was not asked.
-    pub fn into_failure(self) -> Failure {
-        let until = match self.until {
-            Until::Asked(time) | Until::Due(time) => Some(time),
-            Until::Mended(time) => time,
-        };
-        Failure::busy(self.error).until(until)
+    /// A stage whose budget is used up.
+    pub fn over_budget(stage: &Stage, due: Instant) -> Self {
+        Self {
+            stage: stage.clone(),
+            until: Until::Due(due),
+            error: OVER_BUDGET.to_owned(),
+        }
     }
 }
 
@@ -293,6 +294,9 @@ impl Pipeline<'_, '_, '_> {
 
     /// Puts the chains that need a stage on hold, or lets them wait: nothing is asked of it for now.
     pub(super) fn wait_for(&self, not_now: &NotNow) {
+        if let Some(meter) = self.modules.meters().stage(&not_now.stage) {
+            meter.count(Event::Waited);
+        }
         let NotNow {
             stage,
             until,
@@ -301,6 +305,9 @@ impl Pipeline<'_, '_, '_> {
         let (shared, config) = (self.shared, self.modules.config());
         match *until {
             Until::Asked(time) => {
+                if let Some((budget, _)) = self.modules.budget_of(stage) {
+                    shared.budgets.leave_alone(&budget, time);
+                }
                 let is_new = shared.breakers.note_wait(stage, config, error, time);
                 let what = format_args!("{stage} asks to wait");
                 if is_new && shared.slot.is_log_due(what, WAIT_LOG_PAUSE) {
