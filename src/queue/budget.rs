@@ -81,6 +81,16 @@ impl Bucket {
     }
 }
 
+impl Bucket {
+    /// In which time it fills from one token on.
+    fn patience(&self) -> Duration {
+        if self.fill == 0.0 {
+            return Duration::ZERO;
+        }
+        Duration::try_from_secs_f64((self.room - 1.0) / self.fill).unwrap_or_default()
+    }
+}
+
 /// How many tokens one worker may have in hand at a time, so that others get theirs.
 pub fn most_in_hand(budget: &Budget) -> u32 {
     // Each keeps others from its slot.
@@ -116,6 +126,8 @@ pub struct Granted {
     pub use_by: Instant,
     /// When there is another token, if there is none left.
     pub due: Option<Instant>,
+    /// How long whoever finds none may wait for the next without a loss: the bucket has room for what comes.
+    pub patience: Duration,
     /// How many are left.
     pub left: u32,
     /// When they were handed out, by the clock of Redis.
@@ -190,6 +202,7 @@ impl BudgetClient {
             leases: (1..=granted).map(lease).collect(),
             use_by: asked + bucket.hold,
             due: (due > 0).then(|| Instant::now() + Duration::from_micros(due)),
+            patience: bucket.patience(),
             left,
             at,
         })
@@ -198,4 +211,68 @@ impl BudgetClient {
 
 fn millis(time: Duration) -> u64 {
     time.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn budget(limit: &str) -> Budget {
+        let text = format!(
+            "links: {{it: {{module: links.tag, limit: {limit}, options: {{tags: [x]}}}}}}\nchains: {{}}\n"
+        );
+        let config = Config::parse(&text, Path::new("config.yml")).unwrap();
+        Budget::clone(config.links["it"].limit.as_ref().unwrap())
+    }
+
+    #[test]
+    fn whatever_comes_late_a_server_sees_no_more_than_the_rate_and_the_burst_allow() {
+        for limit in [
+            "{rate: 50/s, burst: 100}",
+            "{rate: 50/s, burst: 1}",
+            "{rate: 50/s}",
+            "{rate: 1000/s, burst: 10}",
+            "{rate: 30/min}",
+            "{rate: 10/h}",
+            "{rate: 10/h, burst: 5}",
+            "{rate: 0.5, burst: 2}",
+        ] {
+            let budget = budget(limit);
+            let (rate, bucket) = (budget.rate.unwrap(), Bucket::of(&budget));
+            assert!(
+                bucket.room >= 1.0 && bucket.hold < bucket.reserve,
+                "{limit}"
+            );
+            // A full bucket, what is under way, and what comes in the window, against the promise; in windows
+            // that begin at a second, or when the second request comes.
+            for seconds in [1.0, 2.0, 10.0, 60.0, 3600.0] {
+                let window = f64::max(seconds, 1.0 / rate);
+                let seen = bucket.room + bucket.fill * (window + bucket.reserve.as_secs_f64());
+                let allowed = rate * window + f64::from(budget.burst);
+                assert!(
+                    seen <= allowed + 1e-9,
+                    "{limit} {window}: {seen} > {allowed}"
+                );
+                // And nearly all of it can be used.
+                assert!(bucket.fill >= 0.95 * rate, "{limit}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_worker_has_few_tokens_in_hand() {
+        for (limit, expected) in [
+            ("{rate: 50/s, burst: 1}", 1),
+            ("{rate: 50/s}", 3),
+            ("{rate: 1000/s}", 72),
+            ("{rate: 1000/s, concurrency: 9}", 1),
+            ("{concurrency: 9}", 1),
+        ] {
+            assert_eq!(most_in_hand(&budget(limit)), expected, "{limit}");
+        }
+    }
 }

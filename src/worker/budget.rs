@@ -36,8 +36,9 @@ use crate::queue::{
 /// The shortest time between two requests for tokens of one budget that has none.
 const SHORTEST_WAIT: Duration = Duration::from_millis(4);
 
-/// The longest: a slot may be free again earlier than its lease runs out.
-const LONGEST_SLOT_WAIT: Duration = Duration::from_millis(50);
+/// The longest time to wait where tokens gather meanwhile, or where a slot may be free again before its lease
+/// runs out.
+const LONGEST_PATIENCE: Duration = Duration::from_millis(50);
 
 /// What the scoreboard shows of a stage that is over budget.
 pub(super) const OVER_BUDGET: &str = "its budget is used up";
@@ -168,12 +169,12 @@ impl Pool {
         self.due = granted.due.map(|due| {
             let wait = due.saturating_duration_since(Instant::now());
             let wait = match budget.concurrency {
-                Some(_) => wait.min(LONGEST_SLOT_WAIT),
+                Some(_) => wait.min(LONGEST_PATIENCE),
                 None => wait,
             };
-            // Workers do not ask all at the same moment.
-            let spread = SHORTEST_WAIT.mul_f64(fastrand::f64());
-            Instant::now() + wait.max(SHORTEST_WAIT / 2) + spread / 2
+            // Workers do not all ask at the same moment, nor each for every single token.
+            let patience = (granted.patience / 4).clamp(SHORTEST_WAIT, LONGEST_PATIENCE);
+            Instant::now() + wait.max(patience.mul_f64(0.5 + fastrand::f64() / 2.0))
         });
     }
 
