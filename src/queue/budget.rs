@@ -91,6 +91,14 @@ impl Bucket {
     }
 }
 
+/// A token of such a budget must be used so soon that it does not outlive a claim.
+const BRIEF: Duration = Duration::from_millis(60);
+
+/// Whether tokens are good for so short a time that they are asked for right before their requests alone.
+pub fn is_brief(budget: &Budget) -> bool {
+    budget.rate.is_some() && Bucket::of(budget).hold < BRIEF
+}
+
 /// How many tokens one worker may have in hand at a time, so that others get theirs.
 pub fn most_in_hand(budget: &Budget) -> u32 {
     // Each keeps others from its slot.

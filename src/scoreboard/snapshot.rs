@@ -376,9 +376,12 @@ impl Snapshot {
         this.with_the_rest(path, &file)
     }
 
-    /// The same without the figures and reasons, which may be many.
+    /// The same without the figures, which may be many.
     pub fn without_figures(path: &Path) -> Result<Self, BoardError> {
-        Ok(Self::take_if(path, alive)?.0)
+        let (mut snapshot, file) = Self::take_if(path, alive)?;
+        snapshot.reasons = reasons::read_reasons(&file, snapshot.header.shape, &snapshot.slots)
+            .map_err(BoardError::system("read the reasons in", path))?;
+        Ok(snapshot)
     }
 
     fn with_the_rest(mut self, path: &Path, file: &File) -> Result<Self, BoardError> {

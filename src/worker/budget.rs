@@ -15,7 +15,8 @@
 //!
 //! A token goes with the claim ([`BudgetPermit`]), so no more lanes claim than may ask the server. If the vCon
 //! has another step before it, the token is in hand again. One lane at a time asks Redis. Where nothing has a
-//! `limit`, nothing of this is called.
+//! `limit`, nothing of this is called. A token that must be used within milliseconds does not outlive a claim:
+//! then the lane only looks whether there is one, claims, and asks right before the request.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -30,7 +31,7 @@ use super::modules::{LaneModules, Stage};
 use super::shared::SharedState;
 use crate::config::{Account, Budget, Config, ListName};
 use crate::queue::{
-    BudgetClient, BudgetRequest, Granted, LaneWaker, QueueError, Server, most_in_hand,
+    BudgetClient, BudgetRequest, Granted, LaneWaker, QueueError, Server, is_brief, most_in_hand,
 };
 
 /// The shortest time between two requests for tokens of one budget that has none.
@@ -58,6 +59,8 @@ struct Pool {
     in_hand: Vec<Token>,
     /// Nothing is to be had before.
     due: Option<Instant>,
+    /// No other lane looks before, as one has just found a token there.
+    looked: Option<Instant>,
     /// How many tokens it asks for at a time.
     batch: u32,
     /// How many of the last batch went unused.
@@ -178,8 +181,13 @@ impl Pool {
         });
     }
 
-    fn is_due(&self) -> bool {
-        !self.in_hand.is_empty() || self.due.is_none_or(|due| due <= Instant::now())
+    /// When there may be a token: the later of the two times.
+    fn next(&self) -> Option<Instant> {
+        if self.in_hand.is_empty() {
+            self.due.max(self.looked)
+        } else {
+            None
+        }
     }
 }
 
@@ -217,7 +225,10 @@ impl Budgets {
         };
         let granted = client.ask(budget, &request).map_err(NoToken::Redis)?;
         drop(client);
-        self.pool(budget, |pool| pool.note(&granted, budget));
+        self.pool(budget, |pool| {
+            pool.looked = None;
+            pool.note(&granted, budget);
+        });
         match self.take_in_hand(budget)? {
             Some(granting) => Ok(granting),
             // They are stale already: this process was stopped.
@@ -242,6 +253,26 @@ impl Budgets {
             (None, Some(due)) if due > Instant::now() => Err(NoToken::Due(due)),
             (None, _) => Ok(None),
         }
+    }
+
+    /// Looks whether there is a token, and takes none; for one lane at a time.
+    fn look(&self, budget: &Budget) -> Result<(), NoToken> {
+        let mut client = locked(&self.client);
+        let next = self.pool(budget, |pool| pool.next());
+        if let Some(due) = next.filter(|due| *due > Instant::now()) {
+            return Err(NoToken::Due(due));
+        }
+        let found = client.ask(budget, &BudgetRequest::default());
+        let found = found.map_err(NoToken::Redis)?;
+        drop(client);
+        self.pool(budget, |pool| {
+            pool.note(&found, budget);
+            pool.looked = Some(Instant::now() + LONGEST_PATIENCE);
+            match pool.due {
+                Some(due) if found.left == 0 => Err(NoToken::Due(due)),
+                _ => Ok(()),
+            }
+        })
     }
 
     /// The server wants to be left alone until then: no instance gets a token before.
@@ -308,12 +339,7 @@ impl Budgets {
     /// When the next token of these budgets is due; `None` if there are none of them.
     fn next_due<'a>(&self, budgets: impl Iterator<Item = &'a Arc<Budget>>) -> Option<Instant> {
         let now = Instant::now();
-        let due = |budget: &Arc<Budget>| {
-            self.pool(budget, |pool| match pool.is_due() {
-                true => now,
-                false => pool.due.unwrap_or(now),
-            })
-        };
+        let due = |budget: &Arc<Budget>| self.pool(budget, |pool| pool.next().unwrap_or(now));
         budgets.map(due).min()
     }
 
@@ -412,7 +438,11 @@ pub(super) fn begin_budgeted(
             let Some((budget, longest)) = modules.budget_of(stage) else {
                 continue;
             };
-            match shared.budgets.take(&budget, longest) {
+            let taken = match is_brief(&budget) {
+                true => shared.budgets.look(&budget).map(|()| None),
+                false => shared.budgets.take(&budget, longest).map(Some),
+            };
+            match taken {
                 Ok(granting) => {
                     let lanes = shared.settings.concurrency;
                     if shared.budgets.are_plenty(&budget, lanes)
@@ -420,7 +450,7 @@ pub(super) fn begin_budgeted(
                     {
                         shared.wakeup.wake_all();
                     }
-                    hand.push(granting);
+                    hand.extend(granting);
                 }
                 Err(NoToken::Due(due)) => {
                     shared
