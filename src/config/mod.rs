@@ -229,6 +229,13 @@ impl Config {
         ingress_lists(&self.chains)
     }
 
+    /// Whether a `limit` of a link or storage has a `concurrency`.
+    pub fn leases_slots(&self) -> bool {
+        let of_storages = budget::budgets_of(self.storages.values());
+        let mut budgets = budget::budgets_of(self.links.values()).chain(of_storages);
+        budgets.any(|budget| budget.concurrency.is_some())
+    }
+
     /// A host for the Python modules of one lane, which has not begun.
     pub fn host(&self) -> Host {
         Host::new(&self.python)

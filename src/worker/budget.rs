@@ -267,7 +267,7 @@ impl Budgets {
         drop(client);
         self.pool(budget, |pool| {
             pool.note(&found, budget);
-            pool.looked = Some(Instant::now() + LONGEST_PATIENCE);
+            pool.looked = Some(Instant::now() + 2 * SHORTEST_WAIT);
             match pool.due {
                 Some(due) if found.left == 0 => Err(NoToken::Due(due)),
                 _ => Ok(()),

@@ -732,4 +732,80 @@ pub(super) mod tests {
         let new = ProbeError::New("timed out".to_owned());
         assert_eq!(probe(new, 150), ("timed out".to_owned(), true));
     }
+
+    fn lists(worker: &TestWorker) -> String {
+        names(&worker.shared.breakers.open_lists(&worker.config())).join(" ")
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_time_and_not_before_and_is_no_hold() {
+        let worker = worker();
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let (soon, late) = (Duration::from_millis(30), Duration::from_secs(600));
+        let begin = Instant::now();
+        assert!(breakers.note_wait(&storage("a"), &config, "429", begin + soon));
+        assert!(breakers.wait_of(&storage("a"), &config).is_some());
+        assert!(worker.board.slot(1).worker.unwrap().held.is_none());
+        assert!(worker.board.slot(1).worker.unwrap().waits);
+        // A success of a request that was under way does not end it.
+        assert!(!breakers.note_success(&storage("a"), &config));
+        while !breakers.end_waits() {
+            assert_eq!(lists(&worker), "lb lc");
+            std::thread::yield_now();
+        }
+        assert!(begin.elapsed() >= soon);
+        assert_eq!(lists(&worker), "la lab lb lc");
+        // The later of two times counts.
+        assert!(breakers.note_wait(&storage("a"), &config, "429", begin + late));
+        assert!(!breakers.note_wait(&storage("a"), &config, "429", begin));
+        assert!(!breakers.end_waits() && !breakers.has_due());
+    }
+
+    #[test]
+    fn a_new_configuration_ends_what_is_denied_and_a_wait_only_if_its_entry_has_changed() {
+        let worker = worker();
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let late = Instant::now() + Duration::from_secs(600);
+        for changed in [false, true] {
+            let url = if changed { "http://other" } else { "http://h" };
+            let former = parse(&CONFIG.replacen("http://h", url, 1));
+            assert!(breakers.note_wait(&storage("a"), &former, "429", late));
+            assert!(breakers.note_denied(&storage("b"), &former, "401", None));
+            let open = if changed { "la lab lb lc" } else { "lb lc" };
+            assert_eq!(lists(&worker), open, "{changed}");
+            breakers.close(&storage("a"), &config);
+        }
+    }
+
+    #[test]
+    fn what_denies_is_tried_at_growing_pauses_and_not_before_its_server_wants_to_be_asked() {
+        let worker = TestWorker::with(CONFIG, &[("CONSERVER_RETRY_MAX_MS", "60000")]);
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        assert!(breakers.note_denied(&storage("a"), &config, "401", None));
+        assert!(worker.board.slot(1).worker.unwrap().held.is_some());
+        let wait = || breakers.next_due().unwrap().as_secs();
+        assert!((29..=60).contains(&wait()), "{}", wait());
+        breakers.end_trial(&storage("a"), &config);
+        assert!((59..=120).contains(&wait()), "{}", wait());
+        let late = Instant::now() + Duration::from_secs(6000);
+        assert!(!breakers.note_denied(&storage("a"), &config, "401", Some(late)));
+        breakers.end_trial(&storage("a"), &config);
+        assert!(wait() > 5000, "{}", wait());
+        assert!(breakers.note_success(&storage("a"), &config));
+    }
+
+    #[test]
+    fn whatever_is_worse_than_a_used_up_budget_counts_instead() {
+        let worker = worker();
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let now = Instant::now();
+        breakers.note_over_budget(&storage("a"), &config, "used up", now);
+        assert!(breakers.any_over_budget());
+        assert_eq!(lists(&worker), "lb lc");
+        assert!(breakers.note_failing(&storage("a"), &config, "busy"));
+        breakers.note_over_budget(&storage("a"), &config, "used up", now);
+        assert!(!breakers.any_over_budget());
+        assert!(!breakers.note_in_budget(&[storage("a")], &config));
+        assert_eq!(lists(&worker), "lb lc");
+    }
 }

@@ -761,6 +761,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_server_says_of_all_vcons_is_told_from_what_it_says_of_one() {
+        let stage = Stage::Link("l".to_owned());
+        let later = Instant::now() + Duration::from_secs(60);
+        for (failure, expected) in [
+            (
+                Failure::busy("429").until(Some(later)),
+                Some(Until::Asked(later)),
+            ),
+            (
+                Failure::transient("503").until(Some(later)),
+                Some(Until::Asked(later)),
+            ),
+            (Failure::busy("429").until(Some(Instant::now())), None),
+            (Failure::busy("429"), None),
+            (Failure::denied("401"), Some(Until::Mended(None))),
+            (
+                Failure::denied("402").until(Some(later)),
+                Some(Until::Mended(Some(later))),
+            ),
+            (Failure::refused("422").until(Some(later)), None),
+            (Failure::permanent("no").until(Some(later)), None),
+        ] {
+            let found = NotNow::of(&stage, &failure).map(|it| it.until);
+            assert_eq!(found, expected, "{failure:?}");
+        }
+    }
+
+    #[test]
     fn of_several_storages_the_failure_counts_that_says_least_of_the_vcon_in_whatever_order() {
         let kinds = [
             Failure::crowded("full"),

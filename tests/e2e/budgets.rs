@@ -197,7 +197,7 @@ fn two_instances_of_four_workers_keep_to_one_rate_and_use_it() {
             times.len()
         );
     }
-    daemons.map(Daemon::stop);
+    daemons.into_iter().for_each(Daemon::stop);
 }
 
 #[test]
