@@ -21,7 +21,7 @@ use crate::scoreboard::Snapshot;
 use crate::settings::Settings;
 use crate::view::{
     DeadLetterGroupView, Figures, GroupCache, Hold, LaneStatus, ListNames, Outage, Pause, Queues,
-    View, WorkerStatus, short_time, since,
+    StageWait, View, WorkerStatus, short_time, since,
 };
 use crate::visible::{printable, printable_lines, visible_json};
 
@@ -231,6 +231,10 @@ fn status_text(view: &View) -> String {
         text.push('\n');
         text.push_str(&outage(it, view.queues.as_ref()).line());
     }
+    for wait in &view.waits {
+        text.push('\n');
+        text.push_str(&waits(wait));
+    }
     if let Some(error) = &view.paused_error {
         text.push_str(&format!("\nPaused: not known: {error}"));
     }
@@ -292,6 +296,18 @@ pub(super) fn on_hold(hold: &Hold) -> Trouble {
         worker_numbers(&hold.workers)
     );
     Trouble::new(&what, hold.last.text().as_deref())
+}
+
+/// `link analyze waits for its budget (since 02:13, 12 s; worker 1), chain main waits with it`
+pub(super) fn waits(wait: &StageWait) -> String {
+    let waiting = match &wait.chains[..] {
+        [] => String::new(),
+        [chain] => format!(", chain {chain} waits with it"),
+        chains => format!(", chains {} wait with it", chains.join(", ")),
+    };
+    let since = since(wait.seconds as f64);
+    let workers = worker_numbers(&wait.workers);
+    printable(&format!("{} ({since}; {workers}){waiting}", wait.text())).into_owned()
 }
 
 /// `Storage pg is unavailable (since 02:13, 12 s; worker 1), 5 vCons wait in its backlog, chains go on`

@@ -27,6 +27,7 @@ use crate::storage::{self, Storage};
 pub use crate::list_name::{ListName, NotAListName};
 pub use crate::options::Options;
 pub use crate::options::error::{ConfigErrors, ConfigWarnings, Fault};
+pub use budget::{Account, Budget};
 pub use followers::Follower;
 pub use outline::{NamedModule, Outline, Section};
 pub use python::package_of;
@@ -35,6 +36,7 @@ pub use shown::{ShownConfig, ShownPlace, yaml_text};
 pub use source::{Source, Stamp};
 
 mod advice;
+mod budget;
 mod followers;
 mod outline;
 #[cfg(test)]
@@ -148,6 +150,8 @@ pub struct ModuleConfig<T: ?Sized> {
     timeout: Option<Duration>,
     /// What happens to vCons while it is unavailable; a link always holds its chains.
     pub on_outage: OnOutage,
+    /// How often it may be asked.
+    pub limit: Option<Arc<Budget>>,
 }
 
 impl Config {
@@ -225,6 +229,13 @@ impl Config {
         ingress_lists(&self.chains)
     }
 
+    /// Whether a `limit` of a link or storage has a `concurrency`.
+    pub fn leases_slots(&self) -> bool {
+        let of_storages = budget::budgets_of(self.storages.values());
+        let mut budgets = budget::budgets_of(self.links.values()).chain(of_storages);
+        budgets.any(|budget| budget.concurrency.is_some())
+    }
+
     /// A host for the Python modules of one lane, which has not begun.
     pub fn host(&self) -> Host {
         Host::new(&self.python)
@@ -277,6 +288,15 @@ impl<T: ?Sized> ModuleConfig<T> {
         options.set_looked_up(&self.looked_up);
         options.set_common(&self.common);
         open(&mut options)
+    }
+
+    /// Whether another configuration has the same entry, with the same values from variables and files.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.module == other.module
+            && self.options_as_json() == other.options_as_json()
+            && self.looked_up == other.looked_up
+            && self.limit == other.limit
+            && self.on_outage == other.on_outage
     }
 
     /// The Python module that it is, if it is one.
@@ -342,6 +362,7 @@ impl<T: ?Sized> Clone for ModuleConfig<T> {
             waits: self.waits,
             timeout: self.timeout,
             on_outage: self.on_outage,
+            limit: self.limit.clone(),
         }
     }
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use indexmap::IndexMap;
 
-use super::advice;
 use super::{
-    Chain, Config, ConfigWarnings, Follower, ListName, ModuleConfig, OnOutage, Open, OpenPython,
-    Opener, Plan, Surroundings, Tracer, egress_lists, followers,
+    Account, Budget, Chain, Config, ConfigWarnings, Follower, ListName, ModuleConfig, OnOutage,
+    Open, OpenPython, Opener, Plan, Surroundings, Tracer, egress_lists, followers,
 };
+use super::{advice, budget};
 use crate::options::error::{Fault, Findings, listed};
 use crate::options::forms::OptionForms;
 use crate::options::substitution::Environment;
@@ -68,6 +68,7 @@ pub(super) fn config(
         routes: |link| link.routes(),
         waits: |link| link.waits(),
         on_outage: |_| OnOutage::Hold,
+        account: Account::Link,
         not_built_in: &[],
         environment,
         python,
@@ -80,6 +81,7 @@ pub(super) fn config(
         routes: |_| Vec::new(),
         waits: |_| Duration::ZERO,
         on_outage: OnOutage::read,
+        account: Account::Storage,
         not_built_in: storage::NOT_BUILT_IN,
         environment,
         python,
@@ -125,6 +127,9 @@ pub(super) fn config(
         python: Arc::new(setup),
         warnings: ConfigWarnings::default(),
     };
+    let of_storages = budget::budgets_of(config.storages.values());
+    let budgets = budget::budgets_of(config.links.values()).chain(of_storages);
+    budget::compare(budgets, &mut findings);
     advice::on_chains(&config, &sections, &mut findings);
     shared_letters(&config, &sections, &mut findings);
     if !findings.missing.is_empty() {
@@ -294,6 +299,8 @@ struct Modules<'a, T: ?Sized> {
     waits: fn(&T) -> Duration,
     /// Reads the key that only storages have.
     on_outage: fn(&mut Options) -> OnOutage,
+    /// Whose budget the `limit` of an entry is, unless it names an account.
+    account: fn(String) -> Account,
     /// Modules that are known, with why there is none of them.
     not_built_in: &'static [(&'static str, &'static str)],
     environment: &'a Arc<Environment>,
@@ -330,6 +337,8 @@ impl<T: ?Sized> Modules<'_, T> {
             pip_name,
             native,
         } = ModuleKeys::read(&mut keys, self.on_outage);
+        let limit = Budget::read(&mut keys, (self.account)(name.to_owned()), findings);
+        let limit = limit.map(Arc::new);
 
         let row = self.known.iter().find(|(known, _)| *known == module);
         if row.is_some() && !native && !self.python.is_set() {
@@ -396,6 +405,7 @@ impl<T: ?Sized> Modules<'_, T> {
                 waits: Duration::ZERO,
                 timeout,
                 on_outage,
+                limit,
             });
         }
         let (_, open) = row?;
@@ -419,6 +429,7 @@ impl<T: ?Sized> Modules<'_, T> {
             waits,
             timeout,
             on_outage,
+            limit,
         })
     }
 
@@ -468,6 +479,7 @@ pub(super) fn forms_of_entries() -> [(&'static str, OptionForms); 4] {
     let of_module = |on_outage: fn(&mut Options) -> OnOutage| {
         OptionForms::of(|keys| {
             ModuleKeys::read(keys, on_outage);
+            keys.nested(budget::KEY, "key");
             time_limit(keys);
         })
     };

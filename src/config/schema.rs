@@ -10,7 +10,7 @@
 use serde_json::{Map, Value, json};
 
 use super::read::{SECTIONS, forms_of_entries};
-use super::{Follower, read};
+use super::{Budget, Follower, budget, read};
 use crate::options::forms::{OptionForms, OptionKind};
 use crate::{link, storage};
 
@@ -72,6 +72,13 @@ pub fn json_schema() -> Value {
         let more = "### Python modules in the file";
         forms.takes_more = false;
         let mut entry = object(&forms, &[heading, more]);
+        if entry["properties"].get(budget::KEY).is_some() {
+            let mut limit = object(&Budget::forms(), &["## Limits"]);
+            limit["type"] = json!(["object", "null"]);
+            let description = entry["properties"][budget::KEY]["description"].take();
+            limit["description"] = description;
+            entry["properties"][budget::KEY] = limit;
+        }
         let (mut names, mut of_modules) = (Vec::new(), Vec::new());
         for (_, module) in built_in_modules().filter(|(of, _)| *of == section) {
             if let Some(forms) = forms_of_module(section, module) {

@@ -11,7 +11,8 @@ use crate::failure::Failure;
 ///
 /// | status | whose fault | |
 /// |---|---|---|
-/// | 3xx, 401, 402, 403, 404, 405, 407, 410, 421, 426, 451 | the server's or the configuration's: another URL, other credentials, a service that is not deployed | transient |
+/// | 401, 402, 403, 407 | the configuration's: other credentials or rights | denied |
+/// | 3xx, 404, 405, 410, 421, 426, 451 | the server's or the configuration's: another URL, a service that is not deployed | transient |
 /// | 408, 423, 425, 429, 5xx | the server's: busy, slow or broken | transient |
 /// | all others: 400, 409, 413, 415, 422, … | the vCon's, unless the server refuses others alike | refused |
 pub(super) fn refused(url: &Url, status: StatusCode) -> Failure {
@@ -27,9 +28,8 @@ pub(super) fn refused(url: &Url, status: StatusCode) -> Failure {
     }
     match status.as_u16() {
         408 | 425 | 429 | 503 => Failure::busy(message),
-        300..=399 | 401..=405 | 407 | 410 | 421 | 423 | 426 | 451 | 500.. => {
-            Failure::transient(message)
-        }
+        401..=403 | 407 => Failure::denied(message),
+        300..=399 | 404 | 405 | 410 | 421 | 423 | 426 | 451 | 500.. => Failure::transient(message),
         _ => Failure::refused(message),
     }
 }

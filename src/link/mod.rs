@@ -31,6 +31,7 @@ pub(crate) use python::PythonLink;
 #[cfg(any(test, fuzzing))]
 pub(crate) use jq_link::fuzz;
 
+use std::any::Any;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
@@ -144,6 +145,9 @@ pub enum LinkError {
     /// The worker drains, and the link gave up waiting; the vCon goes back to its list.
     #[error("interrupted by the drain of the worker")]
     Interrupted,
+    /// Its budget is used up until then; the vCon goes back to its list, and waits.
+    #[error("its budget is used up")]
+    OverBudget(Instant),
 }
 
 impl From<ProgramError> for LinkError {
@@ -165,6 +169,8 @@ impl From<VconError> for LinkError {
 /// What a link sees of the world besides the vCon, and what it leaves for the lane to do.
 pub struct Context<'a> {
     drain: &'a Receiver<()>,
+    /// What is asked for permits, if there is a budget.
+    permits: Option<&'a dyn Fn() -> Result<Permit, LinkError>>,
     /// How long work that cannot be interrupted without harm may go on when the worker drains.
     drain_time: Duration,
     drain_end: Option<&'a Cell<Option<Instant>>>,
@@ -191,6 +197,7 @@ impl<'a> Context<'a> {
     pub fn new(drain: &'a Receiver<()>, version: Version) -> Self {
         Self {
             drain,
+            permits: None,
             drain_time: Duration::ZERO,
             drain_end: None,
             deadline: Deadline::NONE,
@@ -209,7 +216,16 @@ impl<'a> Context<'a> {
     /// # Errors
     /// The link's budget is used up. The link ends with this error.
     pub fn permit(&self) -> Result<Permit, LinkError> {
-        Ok(Permit)
+        self.permits
+            .map_or_else(|| Ok(Permit::default()), |ask| ask())
+    }
+
+    /// The same, with a budget that is asked for permits.
+    pub fn with_budget(self, permits: &'a dyn Fn() -> Result<Permit, LinkError>) -> Self {
+        Self {
+            permits: Some(permits),
+            ..self
+        }
     }
 
     /// The same, with time to finish when the worker drains. The first to notice the drain sets
@@ -250,7 +266,19 @@ impl<'a> Context<'a> {
 }
 
 /// The permit to make one request, until it is dropped.
-pub struct Permit;
+#[derive(Default)]
+pub struct Permit {
+    _slot: Option<Box<dyn Any>>,
+}
+
+impl Permit {
+    /// A permit that holds what is given back at its end.
+    pub fn holding(slot: impl Any) -> Self {
+        Self {
+            _slot: Some(Box::new(slot)),
+        }
+    }
+}
 
 /// Answers whether a link's program can be started, and has begun; not for longer than until the worker
 /// drains.

@@ -388,19 +388,36 @@ impl Poller {
     }
 }
 
-/// What each worker that claims has on hold.
-fn holds(snapshot: &Snapshot) -> Vec<Option<&StagesView>> {
-    let workers = snapshot.slots.iter().skip(1);
-    let workers = workers.filter_map(|slot| slot.worker.as_ref());
-    let ready = workers.filter(|worker| worker.state == WorkerState::Ready);
-    ready.map(|worker| worker.held.as_ref()).collect()
+/// What each worker that claims has on hold. What waits for its budget counts too: the worker's own lanes look
+/// after that.
+fn holds(snapshot: &Snapshot) -> Vec<Option<StagesView>> {
+    let last = snapshot.header.shape.last_held();
+    let workers = snapshot.slots.iter().enumerate().skip(1);
+    let held = workers.filter_map(|(number, slot)| {
+        let worker = slot.worker.as_ref();
+        let worker = worker.filter(|worker| worker.state == WorkerState::Ready)?;
+        let reasons = snapshot.reasons.iter();
+        let waits = reasons.filter(|(of, reason)| *of == number && reason.reason.is_wait());
+        let waits: Vec<_> = waits.map(|(_, it)| (it.kind, it.position)).collect();
+        let mut held = worker.held.clone();
+        if !waits.is_empty() {
+            let none = || StagesView {
+                stages: Vec::new(),
+                last,
+                since: 0,
+            };
+            held.get_or_insert_with(none).stages.extend(waits);
+        }
+        Some(held)
+    });
+    held.collect()
 }
 
 /// The ingress lists that not every worker has on hold.
-fn open_lists(plan: &Plan, holds: &[Option<&StagesView>]) -> Vec<ListName> {
-    let named = |held: &Option<&StagesView>| -> Vec<NamedStage> {
+fn open_lists(plan: &Plan, holds: &[Option<StagesView>]) -> Vec<ListName> {
+    let named = |held: &Option<StagesView>| -> Vec<NamedStage> {
         let stages = held.iter().flat_map(|held| &held.stages);
-        let last = held.map_or(0, |held| held.last);
+        let last = held.as_ref().map_or(0, |held| held.last);
         stages
             .filter_map(|stage| NamedStage::at(*stage, last, plan))
             .collect()
@@ -487,16 +504,16 @@ chains:
         for (holds, expected) in [
             (vec![], &["a", "b", "c"][..]),
             (vec![None, None], &["a", "b", "c"]),
-            (vec![Some(&one), None], &["a", "b", "c"]),
-            (vec![Some(&one), Some(&one)], &["c"]),
-            (vec![Some(&one), Some(&tagger)], &["c"]),
-            (vec![Some(&one), Some(&two)], &["a", "b", "c"]),
-            (vec![Some(&two)], &["a", "b"]),
-            (vec![Some(&many)], &["a", "b", "c"]),
-            (vec![Some(&done)], &["a", "b"]),
-            (vec![Some(&tracer)], &["c"]),
-            (vec![Some(&hook)], none),
-            (vec![Some(&held(&[(Link, 0), (Storage, 1)]))], none),
+            (vec![Some(one.clone()), None], &["a", "b", "c"]),
+            (vec![Some(one.clone()), Some(one.clone())], &["c"]),
+            (vec![Some(one.clone()), Some(tagger.clone())], &["c"]),
+            (vec![Some(one.clone()), Some(two.clone())], &["a", "b", "c"]),
+            (vec![Some(two.clone())], &["a", "b"]),
+            (vec![Some(many.clone())], &["a", "b", "c"]),
+            (vec![Some(done.clone())], &["a", "b"]),
+            (vec![Some(tracer.clone())], &["c"]),
+            (vec![Some(hook.clone())], none),
+            (vec![Some(held(&[(Link, 0), (Storage, 1)]))], none),
         ] {
             let open = open_lists(&plan, &holds);
             let open: Vec<&str> = open.iter().map(ListName::as_str).collect();

@@ -351,11 +351,17 @@ impl Options {
     pub fn integer_or(&mut self, key: &str, default: i64, range: RangeInclusive<i64>) -> i64 {
         let (least, most) = (*range.start(), *range.end());
         self.note(key, OptionKind::Whole { least, most }, Some(default.into()));
+        self.integer(key, range).unwrap_or(default)
+    }
+
+    /// The same if it is given.
+    pub(crate) fn integer(&mut self, key: &str, range: RangeInclusive<i64>) -> Option<i64> {
+        let (least, most) = (*range.start(), *range.end());
+        self.note(key, OptionKind::Whole { least, most }, None);
         let expected = format!("a whole number from {least} to {most}");
         self.parsed(key, &expected, |text, plain| {
             scalars::whole(text, plain).filter(|number| range.contains(number))
         })
-        .unwrap_or(default)
     }
 
     /// A yes or no, in the words of YAML 1.1 or as 1 or 0, quoted or not.
@@ -509,6 +515,23 @@ impl Options {
         if entry.is_some_and(|entry| !entry.value.kind.is_empty()) {
             self.warn(key, format!("has no effect: {why}"));
         }
+    }
+
+    /// The mapping under `key`, whose entries are called `noun`s; nothing if there is none.
+    pub(crate) fn nested(&mut self, key: &str, noun: &'static str) -> Option<Self> {
+        self.note(key, OptionKind::Mapping, None);
+        let (line, node) = self.node(key)?;
+        Some(Self::new(&joined(&self.path, key), noun, line, &node))
+    }
+
+    /// Whether anything is wrong until now.
+    pub(crate) fn has_faults(&self) -> bool {
+        !self.faults.is_empty()
+    }
+
+    /// Where they stand: the key, and its line.
+    pub(crate) fn place(&self) -> (&str, usize) {
+        (&self.path, self.line)
     }
 
     /// The items of a list with their lines.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::requests::Arguments;
-use crate::config::ListName;
+use crate::config::{Account, ListName};
 use crate::vcon::VconId;
 use crate::visible::printable;
 
@@ -192,6 +192,18 @@ pub(super) fn overwritten_key(id: &VconId) -> String {
 pub(super) fn housekeeping_key(digest: &[u8; 32]) -> String {
     let digits = digest.iter().take(8).map(|byte| format!("{byte:02x}"));
     format!("conserver:keeper:{}", digits.collect::<String>())
+}
+
+/// `conserver:budget:<account>`: hash, how many tokens there are and when that was, and when the server wants to be
+/// asked again.
+pub(super) fn budget_key(account: &Account) -> String {
+    format!("conserver:budget:{account}")
+}
+
+/// `conserver:budget-leases:<account>`: sorted set, the lease of a request's slot -> when it runs out, in
+/// milliseconds.
+pub(super) fn budget_leases_key(account: &Account) -> String {
+    format!("conserver:budget-leases:{account}")
 }
 
 /// `conserver:followers`: set of the names of followers that have ever pulled.

@@ -21,6 +21,7 @@
 //! | dead letters that failed alike | `dead_letter_groups.rs` |
 //! | where one vCon is | `find.rs` |
 //! | links that write their vCon by themselves | `direct_writes.rs` |
+//! | how often servers may be asked | `budget.rs` |
 //! | what keeps waiting documents from expiring | `housekeeping.rs` |
 //! | what operators have paused | `pauses.rs` |
 //! | vCons that are in no list | `audit.rs` |
@@ -35,6 +36,7 @@
 //! This module knows Redis and its keys, nothing of links or storages.
 
 mod audit;
+mod budget;
 mod claim;
 mod dead_letter_groups;
 mod dead_letters;
@@ -61,6 +63,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use audit::{Audit, AuditLists, Lengths, Location, Whereabouts};
+pub use budget::{BudgetClient, BudgetRequest, Granted, is_brief, most_in_hand};
 #[cfg(any(test, fuzzing))]
 pub(crate) use claim::fuzz;
 pub use claim::{Claim, Claimed};

@@ -110,6 +110,8 @@ pub struct ConfiguredWork<'a> {
     storages: Vec<&'a str>,
     /// The followers.
     followers: &'a [Follower],
+    /// Whether a `limit` has a `concurrency`.
+    leases_slots: bool,
 }
 
 /// What a configuration needs of a server besides what every configuration needs.
@@ -119,6 +121,8 @@ pub struct Needs {
     keys: Vec<String>,
     /// Whether the daemon adds documents to the sorted set.
     sorts: bool,
+    /// Whether a `limit` has a `concurrency`.
+    leases_slots: bool,
     /// Whether the daemon reads the sorted set to find out how documents are stored, if the server has
     /// RedisJSON.
     looks_up: bool,
@@ -133,6 +137,7 @@ impl<'a> ConfiguredWork<'a> {
             routes: links.flat_map(|link| &link.routes).collect(),
             storages: config.storages.keys().map(String::as_str).collect(),
             followers: &config.followers,
+            leases_slots: config.leases_slots(),
         }
     }
 
@@ -143,6 +148,7 @@ impl<'a> ConfiguredWork<'a> {
             routes: plan.routes.iter().collect(),
             storages: plan.storages.iter().map(String::as_str).collect(),
             followers,
+            leases_slots: false,
         }
     }
 
@@ -152,6 +158,7 @@ impl<'a> ConfiguredWork<'a> {
         Needs {
             keys: self.keys(&settings.sorted_set),
             sorts,
+            leases_slots: self.leases_slots,
             looks_up: sorts && settings.redis_format == RedisFormat::Auto,
         }
     }
@@ -196,7 +203,7 @@ impl RedisConnection {
         for kind in kinds {
             call.arg(format!("{base}:{kind}"));
         }
-        call.arg(u8::from(needs.sorts))
+        call.arg(u8::from(needs.sorts) + 2 * u8::from(needs.leases_slots))
             .arg(u8::from(needs.looks_up));
         call.arg(&needs.keys);
         let mut shortage = Shortage::default();

@@ -77,11 +77,15 @@ pub enum Event {
     Retried,
     /// Went back to its list.
     Returned,
+    /// A request that the budget of a link or storage allows.
+    Permitted,
+    /// A vCon that waits for the budget of a link or storage, or until its server wants to be asked again.
+    Waited,
 }
 
 impl Event {
     /// Every event, in the order of their counters.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Received,
         Self::Done,
         Self::Halted,
@@ -89,6 +93,8 @@ impl Event {
         Self::DeadLettered,
         Self::Retried,
         Self::Returned,
+        Self::Permitted,
+        Self::Waited,
     ];
 }
 

@@ -25,7 +25,7 @@ use super::histogram::BUCKETS;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 14;
+pub const VERSION: u64 = 15;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -105,6 +105,8 @@ pub mod child {
 
 /// The worker's own words of a slot.
 pub mod worker {
+    /// Since when a stage waits for its budget, or until its server wants to be asked again.
+    pub const WAITING_SINCE: usize = 13;
     /// Of the monitor: the time up to which its last good look at the pauses counts, see `Slot::note_pauses_look`.
     pub const PAUSES_LOOKED: usize = 14;
     /// Of the monitor: the version of the pauses in force, which stand in a file beside the scoreboard. 0 before its
@@ -155,7 +157,9 @@ pub mod reason {
     pub const SEEN: usize = 3;
     pub const NEXT_TRY: usize = 4;
     pub const LENGTH: usize = 5;
-    pub const TEXT: usize = 6;
+    /// What kind of reason it is.
+    pub const WHY: usize = 6;
+    pub const TEXT: usize = 7;
 }
 
 /// The fewest and the most reasons in a slot.
@@ -218,9 +222,9 @@ pub mod meter {
     /// The first of the counters, in the order of [`Event`](super::super::Event).
     pub const COUNTS: usize = 0;
     /// All observed times together, in microseconds.
-    pub const SUM: usize = 8;
+    pub const SUM: usize = 10;
     /// The first of the histogram's buckets, each for itself.
-    pub const BUCKETS: usize = 9;
+    pub const BUCKETS: usize = 11;
 }
 
 /// Bits of one word.
@@ -591,6 +595,36 @@ impl StageKind {
     /// The first of the words, among those of all kinds in a slot, in which stages of this kind have their bits.
     pub(super) fn first_bits(self, shape: Shape) -> usize {
         (self as usize - 1) * shape.held
+    }
+}
+
+/// Why nothing is asked of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HoldReason {
+    /// It does not answer.
+    Unavailable = 1,
+    /// It answers, and fails for every vCon.
+    Failing,
+    /// It refuses this deployment: credentials, rights, quota.
+    Denied,
+    /// Its server has named a time to come again.
+    ServerWait,
+    /// Its budget is used up.
+    Budget,
+}
+
+impl HoldReason {
+    pub(super) const ALL: &'static [Self] = &[
+        Self::Unavailable,
+        Self::Failing,
+        Self::Denied,
+        Self::ServerWait,
+        Self::Budget,
+    ];
+
+    /// Whether nothing is wrong: it goes on by itself at a known time.
+    pub fn is_wait(self) -> bool {
+        matches!(self, Self::ServerWait | Self::Budget)
     }
 }
 

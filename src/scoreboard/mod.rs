@@ -29,8 +29,8 @@ pub use figures::{Event, Meter, Series, SeriesKind, shown_name};
 pub(crate) use histogram::tests::histogram;
 pub use histogram::{Histogram, Quantile, SCHEMA};
 pub use layout::{
-    ChildState, DaemonPhase, LaneState, LaneStep, MOST_SERIES, ReloadState, RestartCause, SLOTS,
-    Shape, StageKind, WorkerState,
+    ChildState, DaemonPhase, HoldReason, LaneState, LaneStep, MOST_SERIES, ReloadState,
+    RestartCause, SLOTS, Shape, StageKind, WorkerState,
 };
 pub use reasons::UnavailableStage;
 pub use slot::{LaneCell, Outcome, Slot, SlotMeters};
@@ -566,6 +566,7 @@ mod tests {
             error: format!("error {position}"),
             seen: 4,
             next_try: None,
+            reason: HoldReason::Unavailable,
         }
     }
 

@@ -9,7 +9,9 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use super::figures::words_at;
-use super::layout::{self, BITS, REASON, REASON_TEXT, Shape, StageKind, WORD, reason, worker};
+use super::layout::{
+    self, BITS, HoldReason, REASON, REASON_TEXT, Shape, StageKind, WORD, reason, worker,
+};
 use super::{Slot, SlotView};
 use crate::sys;
 use crate::visible::printable;
@@ -35,6 +37,8 @@ pub struct UnavailableStage {
     pub seen: u64,
     /// When it is tried next, if that is known.
     pub next_try: Option<u64>,
+    /// What kind of reason it is.
+    pub reason: HoldReason,
 }
 
 impl UnavailableStage {
@@ -47,6 +51,7 @@ impl UnavailableStage {
         words[reason::SEEN] = self.seen;
         words[reason::NEXT_TRY] = self.next_try.unwrap_or(0);
         words[reason::LENGTH] = error.len() as u64;
+        words[reason::WHY] = self.reason as u64;
         let text = words[reason::TEXT..].iter_mut();
         for (word, bytes) in text.zip(error.as_bytes().chunks(WORD)) {
             let mut padded = [0; WORD];
@@ -73,6 +78,7 @@ impl UnavailableStage {
             error: printable(error).into_owned(),
             seen: words[reason::SEEN],
             next_try: Some(words[reason::NEXT_TRY]).filter(|time| *time > 0),
+            reason: layout::state(HoldReason::ALL, words[reason::WHY])?,
         })
     }
 }
@@ -97,22 +103,28 @@ fn cut(text: &str) -> Cow<'_, str> {
 }
 
 impl Slot {
-    /// Shows what is unavailable, and why. There is room for some reasons; what has none is shown without.
+    /// Shows what is unavailable or waits, and why. There is room for some reasons; what is unavailable and has
+    /// none is shown without.
     pub fn show_unavailable(&self, stages: &[UnavailableStage]) {
         let is_deferring = |it: &&UnavailableStage| it.kind == StageKind::DeferringStorage;
+        let is_wait = |it: &&UnavailableStage| it.reason.is_wait();
         let earliest = |since: Option<u64>| since.unwrap_or(0);
-        let held = stages.iter().filter(|it| !is_deferring(it));
-        let deferring = stages.iter().filter(is_deferring);
+        let unavailable = || stages.iter().filter(|it| !is_wait(it));
+        let held = unavailable().filter(|it| !is_deferring(it));
+        let deferring = unavailable().filter(is_deferring);
         let (held, deferring) = (
             earliest(held.map(|it| it.since).min()),
             earliest(deferring.map(|it| it.since).min()),
         );
+        let waiting = stages.iter().filter(is_wait).map(|it| it.since).min();
+        self.word(worker::WAITING_SINCE)
+            .store(earliest(waiting), Ordering::Relaxed);
         self.word(worker::HELD_SINCE).store(held, Ordering::Relaxed);
         self.word(worker::DEFERRING_SINCE)
             .store(deferring, Ordering::Relaxed);
         let shape = self.shape;
         let mut bits = vec![0_u64; layout::STAGE_KINDS * shape.held];
-        for stage in stages {
+        for stage in unavailable() {
             // Those without a bit of their own share the last one.
             let bit = stage.position.min(shape.last_held());
             let word = stage.kind.first_bits(shape) + bit / BITS;
@@ -139,6 +151,7 @@ impl Slot {
             error: error.to_owned(),
             seen: sys::monotonic_ms(),
             next_try: None,
+            reason: HoldReason::Unavailable,
         });
         self.show_reason(0, reason.as_ref());
     }
@@ -163,7 +176,10 @@ pub(super) fn read_reasons(
     for (number, slot) in slots.iter().enumerate().take(layout::SLOTS) {
         let worker = slot.worker.as_ref();
         let has_some = worker.is_some_and(|worker| {
-            worker.held.is_some() || worker.deferring.is_some() || worker.redis_away.is_some()
+            worker.held.is_some()
+                || worker.deferring.is_some()
+                || worker.redis_away.is_some()
+                || worker.waits
         });
         if has_some {
             let words = words_at(file, shape.reason_start(number, 0), shape.reasons * REASON)?;
@@ -194,6 +210,7 @@ mod tests {
             error: error.to_owned(),
             seen: 7,
             next_try: Some(9),
+            reason: HoldReason::Denied,
         }
     }
 
@@ -241,6 +258,7 @@ mod tests {
             (reason::LENGTH, LONGEST as u64 + 1),
             (reason::STAGE, 0),
             (reason::STAGE, u64::MAX),
+            (reason::WHY, 0),
             (reason::TEXT, u64::MAX),
         ] {
             let mut words = stage("an error").words(shape());

@@ -46,6 +46,11 @@ pub enum Outcome {
 }
 
 impl Slot {
+    /// Its number: that of the worker, or 0 for the monitor.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
     /// Takes over a slot for the child of this `generation`. Its counters go on.
     ///
     /// # Errors

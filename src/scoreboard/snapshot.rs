@@ -193,6 +193,8 @@ pub struct WorkerView {
     pub deferring: Option<StagesView>,
     /// Since when, in monotonic milliseconds, Redis has been unavailable, as the monitor has found.
     pub redis_away: Option<u64>,
+    /// Whether any stage waits for its budget, or until its server wants to be asked again.
+    pub waits: bool,
 }
 
 /// Stages that are unavailable to a worker.
@@ -295,6 +297,7 @@ impl WorkerView {
                 worker::DEFERRING_SINCE,
             ),
             redis_away: Some(words.get(worker::REDIS_AWAY)).filter(|since| *since > 0),
+            waits: words.get(worker::WAITING_SINCE) > 0,
         })
     }
 }
@@ -373,9 +376,12 @@ impl Snapshot {
         this.with_the_rest(path, &file)
     }
 
-    /// The same without the figures and reasons, which may be many.
+    /// The same without the figures, which may be many.
     pub fn without_figures(path: &Path) -> Result<Self, BoardError> {
-        Ok(Self::take_if(path, alive)?.0)
+        let (mut snapshot, file) = Self::take_if(path, alive)?;
+        snapshot.reasons = reasons::read_reasons(&file, snapshot.header.shape, &snapshot.slots)
+            .map_err(BoardError::system("read the reasons in", path))?;
+        Ok(snapshot)
     }
 
     fn with_the_rest(mut self, path: &Path, file: &File) -> Result<Self, BoardError> {

@@ -115,11 +115,13 @@ impl Webhooks {
     }
 }
 
-/// The kind of all failures together: may pass if one of them may, and says nothing of the vCon if one
-/// of them does not.
+/// The kind of all failures together: may pass if one of them may, says nothing of the vCon if one
+/// of them does not, and somebody has to act if one of them needs that.
 fn kind_of_all(failures: &[Failure]) -> FailureKind {
     let is = |kind| failures.iter().any(|failure| failure.kind == kind);
-    if is(FailureKind::Busy) {
+    if is(FailureKind::Denied) {
+        FailureKind::Denied
+    } else if is(FailureKind::Busy) {
         FailureKind::Busy
     } else if is(FailureKind::Transient) {
         FailureKind::Transient

@@ -405,6 +405,7 @@ mod tests {
         WorkerView {
             held: None,
             deferring: None,
+            waits: false,
             redis_away: None,
             state: WorkerState::Ready,
             memory: None,
@@ -479,6 +480,7 @@ mod tests {
         WorkerView {
             held: None,
             deferring: None,
+            waits: false,
             redis_away: None,
             state: WorkerState::Ready,
             memory: None,

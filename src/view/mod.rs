@@ -15,7 +15,9 @@ use serde::Serialize;
 
 pub use figures::{Figures, fixed, short_time};
 pub use queues::{DeadLetterGroupView, GroupCache, ListNames, NO_REASON, Queues, StorageQueue};
-pub use unavailable::{Hold, LastError, NamedStage, Outage, duration, holds, outages, since};
+pub use unavailable::{
+    Hold, LastError, NamedStage, Outage, StageWait, duration, holds, outages, since, waits,
+};
 
 use crate::config::Plan;
 use crate::queue::{PauseRecord, PauseTarget, Pauses};
@@ -61,6 +63,8 @@ pub struct View {
     pub holds: Vec<Hold>,
     /// Storages with `on_outage: defer` that are unavailable. Their chains go on.
     pub outages: Vec<Outage>,
+    /// Links and storages that wait for their budgets, or until their servers want to be asked again.
+    pub waits: Vec<StageWait>,
     /// The lists and chains that operators have paused.
     pub paused: Vec<Pause>,
     /// Why these are not known, if they could not be read.
@@ -179,6 +183,7 @@ impl View {
                 .map(|(cause, n)| (cause.as_str(), n))
                 .collect(),
             holds: holds(snapshot, plan),
+            waits: waits(snapshot, plan),
             outages: outages(snapshot, plan),
             paused,
             paused_error,

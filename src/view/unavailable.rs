@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::seconds;
 use crate::config::{Chain, ListName, Plan};
 use crate::scoreboard::{
-    Snapshot, StageKind, StagesView, UnavailableStage, WorkerView, shown_name,
+    HoldReason, Snapshot, StageKind, StagesView, UnavailableStage, WorkerView, shown_name,
 };
 
 /// A link, storage, egress list, tracer or hook that is unavailable, so that chains are on hold.
@@ -28,6 +28,8 @@ pub struct Hold {
     /// The last error.
     #[serde(flatten)]
     pub last: LastError,
+    /// Whether it refuses this deployment: its credentials, its rights or what is left of its quota.
+    pub denied: bool,
 }
 
 /// A storage with `on_outage: defer` that is unavailable.
@@ -43,6 +45,52 @@ pub struct Outage {
     #[serde(flatten)]
     pub last: LastError,
 }
+
+/// A stage that works as it should, and of which nothing is asked for now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StageWait {
+    /// `link <name>` or `storage <name>`.
+    pub stage: String,
+    /// `budget`, or `server` if that wants to be left alone.
+    pub waits_for: &'static str,
+    /// The chains that wait with it, as far as they are known.
+    pub chains: Vec<String>,
+    /// The workers that have found that.
+    pub workers: Vec<usize>,
+    /// Since when, in seconds.
+    pub seconds: u64,
+    /// For how many seconds more; 0: not a whole one.
+    pub seconds_left: u64,
+}
+
+impl StageWait {
+    /// `link analyze waits for its budget`, `link analyze waits until 12:13:14, as its server asks`.
+    pub fn text(&self) -> String {
+        self.text_at(Local::now())
+    }
+
+    fn text_at(&self, now: DateTime<Local>) -> String {
+        if self.waits_for == BUDGET {
+            return format!("{} waits for its budget", self.stage);
+        }
+        let left = i64::try_from(self.seconds_left).unwrap_or(i64::MAX);
+        let left = TimeDelta::try_seconds(left).unwrap_or_default();
+        let then = now.checked_add_signed(left).unwrap_or(now);
+        let is_today = then.date_naive() == now.date_naive();
+        let format = if is_today {
+            "%H:%M:%S"
+        } else {
+            "%Y-%m-%d %H:%M:%S"
+        };
+        format!(
+            "{} waits until {}, as its server asks",
+            self.stage,
+            then.format(format)
+        )
+    }
+}
+
+const BUDGET: &str = "budget";
 
 /// Why something is unavailable.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -72,6 +120,7 @@ impl Hold {
     pub fn fault(&self) -> String {
         let fault = match self.stage.split_once(' ') {
             Some(("list", _)) => "is not a list",
+            _ if self.denied => "denies access",
             _ => "is unavailable",
         };
         format!("{} {fault}", self.stage)
@@ -153,6 +202,7 @@ struct Found {
     /// When the last error was seen.
     seen: u64,
     last: LastError,
+    is_denied: bool,
     next_try: Option<u64>,
 }
 
@@ -164,6 +214,7 @@ impl Found {
         let Some(reason) = reason else { return };
         if self.last.error.is_none() || reason.seen > self.seen {
             self.seen = reason.seen;
+            self.is_denied = reason.reason == HoldReason::Denied;
             self.last.error = Some(reason.error.clone());
         }
         let next = [self.next_try, reason.next_try].into_iter().flatten();
@@ -196,6 +247,7 @@ pub fn holds(snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<Hold> {
             seconds: found.seconds(snapshot.taken),
             last: found.last_error(snapshot.taken),
             workers: found.workers,
+            denied: found.is_denied,
         }
     };
     found.into_iter().map(hold).collect()
@@ -218,6 +270,36 @@ pub fn outages(snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<Outage> {
         }
     };
     found.into_iter().map(outage).collect()
+}
+
+/// Finds the stages that wait for their budgets, or until their servers want to be asked again.
+pub fn waits(snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<StageWait> {
+    let mut found: BTreeMap<_, StageWait> = BTreeMap::new();
+    let now = snapshot.taken;
+    for (worker, reason) in &snapshot.reasons {
+        let waits_for = match reason.reason {
+            HoldReason::Budget => BUDGET,
+            HoldReason::ServerWait => "server",
+            _ => continue,
+        };
+        let stage = (reason.kind, reason.position);
+        let named = name(stage, snapshot, plan);
+        let wait = found
+            .entry((stage, waits_for))
+            .or_insert_with(|| StageWait {
+                stage: stage_name(stage, named.as_ref()),
+                waits_for,
+                chains: chains(named.as_ref(), plan),
+                workers: Vec::new(),
+                seconds: 0,
+                seconds_left: 0,
+            });
+        let left = reason.next_try.unwrap_or(now).saturating_sub(now);
+        wait.workers.push(*worker);
+        wait.seconds = wait.seconds.max(now.saturating_sub(reason.since) / 1000);
+        wait.seconds_left = wait.seconds_left.max(left.div_ceil(1000));
+    }
+    found.into_values().collect()
 }
 
 /// For how many seconds Redis has been unavailable to the monitor, and why.
@@ -357,6 +439,7 @@ chains:
             error: "connection refused".to_owned(),
             seen: 1_000,
             next_try: None,
+            reason: HoldReason::Unavailable,
         }
     }
 

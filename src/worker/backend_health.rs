@@ -62,6 +62,9 @@ const FAILS: &str = "fails";
 const FAILS_IN_A_ROW: &str = "fails in a row";
 const REFUSES: &str = "refuses";
 
+/// The name of the outage of a stage that refuses this deployment.
+const DENIES: &str = "denies access";
+
 /// What the lanes of a worker know of each link and storage.
 pub(super) struct BackendHealth {
     slot: Slot,
@@ -76,6 +79,8 @@ struct StageRecord {
     failed: Vec<VconId>,
     /// When a failed attempt was last logged.
     logged: Option<Instant>,
+    /// Whether it has refused this deployment since.
+    has_denied: bool,
     /// What it has refused since.
     refusals: Refusals,
 }
@@ -93,7 +98,7 @@ impl BackendHealth {
     pub fn note_success(&self, stage: &Stage) -> bool {
         let has_failed = self.record_success(stage);
         let slot = &self.slot;
-        let over = [FAILS, REFUSES, FAILS_IN_A_ROW].map(|what| match has_failed {
+        let over = [FAILS, REFUSES, FAILS_IN_A_ROW, DENIES].map(|what| match has_failed {
             true => slot.end_outage(format_args!("{stage} {what}")),
             // A worker that has ended may have left it in the log.
             false => slot.settle_outage(format_args!("{stage} {what}")),
@@ -119,7 +124,7 @@ impl BackendHealth {
         };
         record.worked = now;
         record.refusals.note_success();
-        let has_failed = !record.failed.is_empty();
+        let has_failed = !record.failed.is_empty() || std::mem::take(&mut record.has_denied);
         record.failed.clear();
         has_failed
     }
@@ -151,6 +156,21 @@ impl BackendHealth {
         FailureStreak {
             is_first,
             vcons: record.failed.len(),
+        }
+    }
+
+    /// The stage refuses this deployment. Logged once for all workers until it works again.
+    pub fn note_denied(&self, stage: &Stage, error: &str) {
+        let mut stages = self.lock();
+        let record = stages.entry(stage.clone()).or_default();
+        let was_known = std::mem::replace(&mut record.has_denied, true);
+        drop(stages);
+        let is_news = match was_known {
+            true => self.slot.renew_outage(format_args!("{stage} {DENIES}")),
+            false => self.slot.begin_outage(format_args!("{stage} {DENIES}")),
+        };
+        if is_news {
+            log::error!("{stage} {DENIES}, its vCons wait until somebody mends that: {error}");
         }
     }
 

@@ -6,70 +6,136 @@
 //! closed ────────────────────────────────────► unavailable ──────────────────► closed, lanes wake
 //!    │  the probe succeeds, but three vCons        one vCon at a time is tried
 //!    │  in a row have failed in all attempts
-//!    └───────────────────────────────────────► failing ──────────────────────► closed, lanes wake
-//!                                                            one goes through
+//!    ├───────────────────────────────────────► failing ──────────────────────► closed, lanes wake
+//!    │                                                       one goes through
+//!    │  the server refuses this deployment         one vCon at a time is tried, with growing pauses
+//!    ├───────────────────────────────────────► denied ───────────────────────► closed, lanes wake
+//!    │                                                       one goes through
+//!    │  the server has named a time to come again            that time has come
+//!    ├───────────────────────────────────────► waiting ──────────────────────► closed, lanes wake
+//!    │
+//!    │  its budget is used up                      as many vCons are claimed as there are tokens
+//!    └───────────────────────────────────────► over budget ──────────────────► closed, lanes wake
+//!                                                            none waits, or there are tokens to spare
 //! ```
+//!
+//! What is unavailable or failing is at fault, and what denies has to be mended by somebody; what waits, for a
+//! server or a budget, works as it should. None of these is the fault of a vCon.
+//!
+//! A new configuration forgets what failed or was denied in the former one. A wait for an entry that has not
+//! changed goes on.
 //!
 //! A storage with `on_outage: defer` holds up nobody: what it cannot take waits in its own queue,
 //! from which idle lanes claim when it is closed again.
+//!
+//! Probes are in `prober`, trials of one vCon in `trial`, tokens in `budget`.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
-
-use super::lane::retain_claimable;
-use super::modules::{Stage, begin_host, not_a_list};
-use super::pipeline::Pipeline;
-use super::shared::SharedState;
+use super::modules::Stage;
 use crate::backoff::Backoff;
 use crate::config::{Chain, Config, ListName, OnOutage};
-use crate::failure::{Failure, FailureKind, pattern};
-use crate::queue::{Lengths, Server, storage_letters_list};
-use crate::scoreboard::{Slot, StageKind, UnavailableStage};
-use crate::storage::Storage;
+use crate::queue::storage_letters_list;
+use crate::scoreboard::{HoldReason, Slot, StageKind, UnavailableStage};
 use crate::sys;
 
 /// After this many different vCons in a row, a reachable backend counts as failing.
 pub(super) const MOST_FAILURES: usize = 3;
 
-/// How long Redis may take to tell whether a key is a list.
-const LIST_PROBE_LIMIT: Duration = Duration::from_secs(5);
+/// The longest pause between two trials of what denies, in multiples of that between trials of what fails.
+const LONGEST_DENIED: u32 = 10;
 
 /// The open breakers, as the lanes of this worker have found: of backends that do not work. All others are closed.
 pub(super) struct CircuitBreakers {
     slot: Slot,
     open: Mutex<Vec<Breaker>>,
     version: AtomicU64,
-    /// How many of them are failing, to be read without the lock.
-    failing: AtomicUsize,
+    /// How many of them are tried, to be read without the lock.
+    tried: AtomicUsize,
+    /// How many of them wait for a time, to be read without the lock.
+    waiting: AtomicUsize,
+    /// How many of them are over budget, to be read without the lock.
+    over_budget: AtomicUsize,
     /// The pause between two trials.
     pause: Duration,
 }
 
-struct Breaker {
-    stage: Stage,
+pub(super) struct Breaker {
+    pub stage: Stage,
     /// A stage's name means something in its own configuration only.
-    config: Arc<Config>,
-    state: BreakerState,
+    pub config: Arc<Config>,
+    pub state: BreakerState,
     /// Since when it is open, in monotonic milliseconds.
     since: u64,
     /// The last error, and when it was seen.
     error: String,
     seen: u64,
     /// When the stage is tried next.
-    next: Instant,
+    pub next: Instant,
+    /// The pauses between its trials, if it denies.
+    denials: Backoff,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum BreakerState {
+pub(super) enum BreakerState {
     /// A prober probes it until it is back.
     Unavailable,
     /// It is reachable and fails. One vCon at a time is tried.
     Failing { in_trial: bool },
+    /// It refuses this deployment, whatever the vCon. One vCon at a time is tried.
+    Denied { in_trial: bool },
+    /// It wants to be left alone until [`Breaker::next`].
+    Waiting,
+    /// Its budget is used up.
+    OverBudget,
+}
+
+impl BreakerState {
+    /// Whether one vCon at a time is tried.
+    pub fn is_tried(self) -> bool {
+        matches!(self, Self::Failing { .. } | Self::Denied { .. })
+    }
+
+    /// Whether a vCon may be tried now, as no other is.
+    pub fn is_untried(self) -> bool {
+        let (Self::Failing { in_trial } | Self::Denied { in_trial }) = self else {
+            return false;
+        };
+        !in_trial
+    }
+
+    /// The same, in trial or not.
+    pub fn trying(self, in_trial: bool) -> Self {
+        match self {
+            Self::Failing { .. } => Self::Failing { in_trial },
+            Self::Denied { .. } => Self::Denied { in_trial },
+            other => other,
+        }
+    }
+
+    /// Of two things found of one stage, the one with the higher rank counts.
+    fn rank(self) -> u8 {
+        match self {
+            Self::OverBudget => 0,
+            Self::Waiting => 1,
+            Self::Failing { .. } => 2,
+            Self::Denied { .. } => 3,
+            // While a prober probes it, no vCon is tried.
+            Self::Unavailable => 4,
+        }
+    }
+
+    fn shown(self) -> HoldReason {
+        match self {
+            Self::Unavailable => HoldReason::Unavailable,
+            Self::Failing { .. } => HoldReason::Failing,
+            Self::Denied { .. } => HoldReason::Denied,
+            Self::Waiting => HoldReason::ServerWait,
+            Self::OverBudget => HoldReason::Budget,
+        }
+    }
 }
 
 impl Breaker {
@@ -111,15 +177,32 @@ impl Breaker {
             error: self.error.clone(),
             seen: self.seen,
             next_try: Some(sys::monotonic_ms().saturating_add(wait)),
+            reason: self.state.shown(),
         })
     }
 
-    fn is(&self, stage: &Stage, config: &Arc<Config>) -> bool {
+    pub fn is(&self, stage: &Stage, config: &Arc<Config>) -> bool {
         self.stage == *stage && Arc::ptr_eq(&self.config, config)
     }
 
+    /// After a trial: the earliest time of the next one.
+    pub fn end_trial(&mut self, pause: Duration) {
+        let pause = match self.state {
+            BreakerState::Denied { .. } => self.denials.next_wait(),
+            _ => pause,
+        };
+        self.state = self.state.trying(false);
+        // Not before the server wants to be asked again.
+        self.next = self.next.max(Instant::now() + pause);
+    }
+
+    /// Whether this is a wait whose time has come.
+    fn is_over(&self, now: Instant) -> bool {
+        self.state == BreakerState::Waiting && self.next <= now
+    }
+
     /// Whether nothing may be claimed for the chain.
-    fn holds(&self, chain: &Chain, config: &Arc<Config>) -> bool {
+    pub fn holds(&self, chain: &Chain, config: &Arc<Config>) -> bool {
         Arc::ptr_eq(&self.config, config)
             && self.stage.is_in(chain, config)
             && !is_deferring(&self.stage, config)
@@ -127,7 +210,7 @@ impl Breaker {
 }
 
 /// Whether vCons wait in a queue of its own while this stage does not work.
-fn is_deferring(stage: &Stage, config: &Config) -> bool {
+pub(super) fn is_deferring(stage: &Stage, config: &Config) -> bool {
     match stage {
         Stage::Storage(name) => defers(name, config),
         _ => false,
@@ -145,34 +228,6 @@ pub(super) fn backlog_list(storage: &str) -> Option<ListName> {
     storage_letters_list(storage).parse().ok()
 }
 
-/// The permit to try a failing backend with one vCon. No other lane of this worker has one for it as long
-/// as this lives.
-pub(super) struct TrialPermit {
-    shared: Arc<SharedState>,
-    stage: Stage,
-    config: Arc<Config>,
-    /// Where there may be a vCon to try.
-    pub lists: Vec<ListName>,
-    /// Whether it is the queue of a storage.
-    pub is_backlog: bool,
-}
-
-impl Drop for TrialPermit {
-    fn drop(&mut self) {
-        let breakers = &self.shared.breakers;
-        let mut open = breakers.lock();
-        let ours = open.iter_mut().find(|it| it.is(&self.stage, &self.config));
-        // It may have been found unavailable meanwhile.
-        if let Some(breaker) = ours
-            && matches!(breaker.state, BreakerState::Failing { .. })
-        {
-            breaker.state = BreakerState::Failing { in_trial: false };
-            breaker.next = Instant::now() + breakers.pause;
-            breakers.show(&open);
-        }
-    }
-}
-
 impl CircuitBreakers {
     /// All are closed.
     pub fn new(slot: Slot, pause: Duration) -> Self {
@@ -180,7 +235,9 @@ impl CircuitBreakers {
             slot,
             open: Mutex::default(),
             version: AtomicU64::new(0),
-            failing: AtomicUsize::new(0),
+            tried: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            over_budget: AtomicUsize::new(0),
             pause,
         }
     }
@@ -201,14 +258,35 @@ impl CircuitBreakers {
     }
 
     /// Forgets what fails in other configurations, which are no longer in force. What is unavailable there
-    /// is closed by its prober.
+    /// is closed by its prober. A wait goes on if the entry of the stage is the same here.
     fn forget_others(&self, config: &Arc<Config>) {
-        let is_tried = |it: &Breaker| matches!(it.state, BreakerState::Failing { .. });
         self.change(|open| {
             let before = open.len();
-            open.retain(|it| Arc::ptr_eq(&it.config, config) || !is_tried(it));
+            open.retain_mut(|it| {
+                if Arc::ptr_eq(&it.config, config) || it.state == BreakerState::Unavailable {
+                    return true;
+                }
+                let goes_on = !it.state.is_tried() && it.stage.is_same(&it.config, config);
+                if goes_on {
+                    it.config = Arc::clone(config);
+                }
+                goes_on
+            });
             open.len() < before
         });
+    }
+
+    /// Closes what has waited for long enough. Returns whether there was anything.
+    pub fn end_waits(&self) -> bool {
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let now = Instant::now();
+        self.change(|open| {
+            let before = open.len();
+            open.retain(|breaker| !breaker.is_over(now));
+            open.len() < before
+        })
     }
 
     /// The queues of storages to claim from: those of storages that defer and work.
@@ -227,21 +305,39 @@ impl CircuitBreakers {
         self.lock().iter().any(|breaker| breaker.is(stage, config))
     }
 
-    /// Whether any backend is failing.
-    fn any_fails(&self) -> bool {
-        self.failing.load(Ordering::Relaxed) > 0
+    /// Whether any stage is tried with one vCon at a time.
+    fn any_tried(&self) -> bool {
+        self.tried.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether a failing backend is due for a trial, and no lane tries it.
-    pub fn has_trial_due(&self) -> bool {
-        self.any_fails() && self.next_trial().is_some_and(|wait| wait.is_zero())
+    /// Whether any stage is over budget.
+    pub fn any_over_budget(&self) -> bool {
+        self.over_budget.load(Ordering::Relaxed) > 0
     }
 
-    /// The time until the next trial of a failing backend that no lane tries now.
-    pub fn next_trial(&self) -> Option<Duration> {
-        let due = |breaker: &Breaker| match breaker.state {
-            BreakerState::Failing { in_trial } => (!in_trial).then_some(breaker.next),
-            BreakerState::Unavailable => None,
+    /// Until when the stage wants to be left alone, if it does, and why.
+    pub fn wait_of(&self, stage: &Stage, config: &Arc<Config>) -> Option<(Instant, String)> {
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let (open, now) = (self.lock(), Instant::now());
+        let waits = open.iter().find(|it| {
+            it.is(stage, config) && it.state == BreakerState::Waiting && !it.is_over(now)
+        });
+        waits.map(|it| (it.next, it.error.clone()))
+    }
+
+    /// Whether a trial is due that no lane makes, or the end of a wait.
+    pub fn has_due(&self) -> bool {
+        let any = self.any_tried() || self.waiting.load(Ordering::Relaxed) > 0;
+        any && self.next_due().is_some_and(|wait| wait.is_zero())
+    }
+
+    /// The time until the next trial that no lane makes now, or until the end of a wait.
+    pub fn next_due(&self) -> Option<Duration> {
+        let due = |breaker: &Breaker| {
+            let is_timed = breaker.state == BreakerState::Waiting || breaker.state.is_untried();
+            is_timed.then_some(breaker.next)
         };
         let next = self.lock().iter().filter_map(due).min()?;
         Some(next.saturating_duration_since(Instant::now()))
@@ -254,41 +350,90 @@ impl CircuitBreakers {
         self.open_breaker(stage, config, state, error)
     }
 
+    /// The server refuses this deployment with this error, and wants to be asked again at a time if it has
+    /// named one. Returns whether that is new.
+    pub fn note_denied(
+        &self,
+        stage: &Stage,
+        config: &Arc<Config>,
+        error: &str,
+        until: Option<Instant>,
+    ) -> bool {
+        let state = BreakerState::Denied { in_trial: false };
+        let next = Instant::now() + self.denials().next_wait();
+        let next = until.map_or(next, |until| until.max(next));
+        self.open_until(stage, config, state, error, next)
+    }
+
+    /// The server wants to be left alone until then. Returns whether it was not left alone before.
+    pub fn note_wait(
+        &self,
+        stage: &Stage,
+        config: &Arc<Config>,
+        error: &str,
+        until: Instant,
+    ) -> bool {
+        self.open_until(stage, config, BreakerState::Waiting, error, until)
+    }
+
+    /// The stage's budget is used up; a token is due then.
+    pub fn note_over_budget(&self, stage: &Stage, config: &Arc<Config>, why: &str, due: Instant) {
+        self.open_until(stage, config, BreakerState::OverBudget, why, due);
+    }
+
     /// The backend has worked. Returns whether its breaker was open for failing.
     pub fn note_success(&self, stage: &Stage, config: &Arc<Config>) -> bool {
-        if !self.any_fails() {
+        if !self.any_tried() {
             return false;
         }
-        let is_failing = |breaker: &Breaker| {
-            breaker.is(stage, config) && matches!(breaker.state, BreakerState::Failing { .. })
-        };
+        let is_tried = |breaker: &Breaker| breaker.is(stage, config) && breaker.state.is_tried();
         self.change(|open| {
             let before = open.len();
-            open.retain(|breaker| !is_failing(breaker));
+            open.retain(|breaker| !is_tried(breaker));
             open.len() < before
         })
     }
 
     /// Opens a breaker because of this error. Returns false if it is already open for that.
-    fn open_breaker(
+    pub fn open_breaker(
         &self,
         stage: &Stage,
         config: &Arc<Config>,
         state: BreakerState,
         error: &str,
     ) -> bool {
+        self.open_until(stage, config, state, error, Instant::now() + self.pause)
+    }
+
+    /// The same for a stage that is tried next at a given time.
+    fn open_until(
+        &self,
+        stage: &Stage,
+        config: &Arc<Config>,
+        state: BreakerState,
+        error: &str,
+        next: Instant,
+    ) -> bool {
         self.change(|open| {
             let found = open.iter_mut().find(|breaker| breaker.is(stage, config));
             match found {
                 Some(breaker) => {
-                    breaker.note_error(error);
-                    // While a prober probes what is unavailable, no vCon is tried.
-                    let is_worse = matches!(breaker.state, BreakerState::Failing { .. })
-                        && state == BreakerState::Unavailable;
-                    if is_worse {
+                    let (had, has) = (breaker.state.rank(), state.rank());
+                    if has > had {
                         breaker.state = state;
+                        breaker.next = next;
+                    } else if state == BreakerState::OverBudget {
+                        if has == had {
+                            breaker.next = next;
+                        }
+                    } else if breaker.state != BreakerState::Unavailable {
+                        // Whatever else is wrong with it, it is not asked before that.
+                        breaker.next = breaker.next.max(next);
                     }
-                    is_worse
+                    if has >= had {
+                        breaker.note_error(error);
+                    }
+                    has > had
                 }
                 None => {
                     let now = sys::monotonic_ms().max(1);
@@ -299,7 +444,8 @@ impl CircuitBreakers {
                         since: now,
                         error: error.to_owned(),
                         seen: now,
-                        next: Instant::now() + self.pause,
+                        next,
+                        denials: self.denials().after(1),
                     });
                     true
                 }
@@ -307,8 +453,43 @@ impl CircuitBreakers {
         })
     }
 
+    /// The pauses between the trials of what denies.
+    fn denials(&self) -> Backoff {
+        Backoff::new(self.pause, self.pause.saturating_mul(LONGEST_DENIED))
+    }
+
+    /// A trial of the stage is over.
+    pub fn end_trial(&self, stage: &Stage, config: &Arc<Config>) {
+        let mut open = self.lock();
+        let ours = open.iter_mut().find(|it| it.is(stage, config));
+        // It may have been found unavailable meanwhile.
+        if let Some(breaker) = ours.filter(|it| it.state.is_tried()) {
+            breaker.end_trial(self.pause);
+            self.show(&open);
+        }
+    }
+
+    /// Closes the breakers of these stages if they are open for no more than their budgets.
+    pub fn note_in_budget(&self, stages: &[Stage], config: &Arc<Config>) -> bool {
+        let is_over = |breaker: &Breaker| {
+            breaker.state == BreakerState::OverBudget
+                && stages.iter().any(|stage| breaker.is(stage, config))
+        };
+        self.change(|open| {
+            let before = open.len();
+            open.retain(|breaker| !is_over(breaker));
+            open.len() < before
+        })
+    }
+
     /// A prober tries the stage after this time.
-    fn note_probe(&self, stage: &Stage, config: &Arc<Config>, error: &ProbeError, wait: Duration) {
+    pub fn note_probe(
+        &self,
+        stage: &Stage,
+        config: &Arc<Config>,
+        error: &ProbeError,
+        wait: Duration,
+    ) {
         let mut open = self.lock();
         let found = open.iter_mut().find(|breaker| breaker.is(stage, config));
         if let Some(breaker) = found {
@@ -322,7 +503,7 @@ impl CircuitBreakers {
         }
     }
 
-    fn close(&self, stage: &Stage, config: &Arc<Config>) {
+    pub fn close(&self, stage: &Stage, config: &Arc<Config>) {
         self.change(|open| {
             open.retain(|breaker| !breaker.is(stage, config));
             true
@@ -334,9 +515,20 @@ impl CircuitBreakers {
         let changed = change(&mut open);
         if changed {
             self.version.fetch_add(1, Ordering::Release);
-            let fails = |breaker: &&Breaker| matches!(breaker.state, BreakerState::Failing { .. });
-            let failing = open.iter().filter(fails).count();
-            self.failing.store(failing, Ordering::Relaxed);
+            let count = |is: fn(BreakerState) -> bool| {
+                open.iter().filter(|breaker| is(breaker.state)).count()
+            };
+            let counts = [
+                (&self.tried, count(BreakerState::is_tried)),
+                (&self.waiting, count(|it| it == BreakerState::Waiting)),
+                (
+                    &self.over_budget,
+                    count(|it| it == BreakerState::OverBudget),
+                ),
+            ];
+            for (counter, count) in counts {
+                counter.store(count, Ordering::Relaxed);
+            }
         }
         // The errors of those that are open may have changed.
         if changed || !open.is_empty() {
@@ -351,179 +543,13 @@ impl CircuitBreakers {
         self.slot.show_unavailable(&shown);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Breaker>> {
+    pub fn lock(&self) -> MutexGuard<'_, Vec<Breaker>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The permit for a trial, if one is due and no other lane has it.
-pub(super) fn begin_trial(shared: &Arc<SharedState>, config: &Arc<Config>) -> Option<TrialPermit> {
-    if !shared.breakers.has_trial_due() {
-        return None;
-    }
-    let mut open = shared.breakers.lock();
-    let now = Instant::now();
-    let due = open.iter_mut().find(|breaker| {
-        let is_untried = breaker.state == BreakerState::Failing { in_trial: false };
-        is_untried && breaker.next <= now && Arc::ptr_eq(&breaker.config, config)
-    })?;
-    due.state = BreakerState::Failing { in_trial: true };
-    let stage = due.stage.clone();
-    let is_backlog = is_deferring(&stage, config);
-    let mut lists: Vec<ListName> = match &stage {
-        Stage::Storage(name) if is_backlog => backlog_list(name).into_iter().collect(),
-        _ => {
-            // The lists of chains that nothing else holds up. Another failing stage does not count, as the
-            // same vCon tries it too; unless another lane tries it now.
-            let is_free = |chain: &&Chain| {
-                let is_held = open.iter().any(|breaker| {
-                    let may_be_tried = breaker.state == BreakerState::Failing { in_trial: false };
-                    breaker.stage != stage && !may_be_tried && breaker.holds(chain, config)
-                });
-                chain.enabled && stage.is_in(chain, config) && !is_held
-            };
-            let chains = config.chains.iter().filter(is_free);
-            chains.flat_map(|it| &it.ingress_lists).cloned().collect()
-        }
-    };
-    drop(open);
-    retain_claimable(&mut lists, shared.pauses.get().1.as_deref(), config);
-    // Another list each time: the vCons of the first may all be bad, and go to its end.
-    if lists.len() > 1 {
-        let first = fastrand::usize(..lists.len());
-        lists.rotate_left(first);
-    }
-    Some(TrialPermit {
-        shared: Arc::clone(shared),
-        stage,
-        config: Arc::clone(config),
-        lists,
-        is_backlog,
-    })
-}
-
-/// What a probe tells of a stage at which all attempts for a vCon have failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Diagnosis {
-    /// It does not answer, for this reason.
-    Unavailable(Failure),
-    /// It is reachable, and fails for the vCon.
-    Failing {
-        /// Whether all its connections were in use when it was probed.
-        is_probe_crowded: bool,
-    },
-    /// It works, but all its connections are in use: by others, or by this worker's own lanes.
-    Crowded,
-}
-
-/// Says what the kind of failure and the probe after it tell.
-fn diagnose(kind: FailureKind, probed: Result<(), Failure>) -> Diagnosis {
-    match probed {
-        Err(probe) if probe.kind != FailureKind::Crowded => Diagnosis::Unavailable(probe),
-        // Whoever has no room for one more is reachable.
-        _ if kind == FailureKind::Crowded => Diagnosis::Crowded,
-        probed => Diagnosis::Failing {
-            is_probe_crowded: probed.is_err(),
-        },
-    }
-}
-
-impl Pipeline<'_, '_, '_> {
-    /// Probes a stage at which all attempts have failed in this way.
-    pub(super) fn diagnose(&mut self, stage: &Stage, kind: FailureKind) -> Diagnosis {
-        diagnose(kind, self.modules.probe(stage, self.clock.drain()))
-    }
-
-    /// Opens the breaker of a stage until a probe of it succeeds. A thread of its own probes it. The stage has
-    /// failed with the error `attempted`, if that is its own alone, and then in a `probe`.
-    pub(super) fn hold(&self, stage: &Stage, attempted: Option<&str>, probe: &Failure) {
-        let (shared, config) = (self.shared, self.modules.config());
-        let why = &match (stage, attempted) {
-            // The probe knows no more.
-            (Stage::List(_), Some(attempted)) => attempted.to_owned(),
-            _ => reason(attempted, &probe.message),
-        };
-        let state = BreakerState::Unavailable;
-        if !shared.breakers.open_breaker(stage, config, state, why) {
-            return;
-        }
-        if shared.slot.begin_outage(format_args!("{stage} {AWAY}")) {
-            log_away(stage, config, why);
-        } else {
-            log::debug!("{} finds {stage} unavailable as well: {why}", shared.name);
-        }
-        let prober = Prober {
-            shared: Arc::clone(shared),
-            config: Arc::clone(config),
-            stage: stage.clone(),
-            error: probe.message.clone(),
-            drain: self.clock.drain().clone(),
-            storage: self.modules.prober(stage),
-        };
-        let thread = thread::Builder::new().name("prober".to_owned());
-        if let Err(error) = thread.spawn(|| prober.run()) {
-            log::error!(
-                "could not start a prober of {stage}; trying its vCons again at once: {error}"
-            );
-            shared.breakers.close(stage, config);
-            shared.slot.leave_outage(format_args!("{stage} {AWAY}"));
-        }
-    }
-
-    /// Logs that the stage is back, if the log has that it is away and no worker finds it so any more: the
-    /// worker that did has ended.
-    pub(super) fn settle_outage(&self, stage: &Stage) {
-        let settled = self
-            .shared
-            .slot
-            .settle_outage(format_args!("{stage} {AWAY}"));
-        if let Some(time) = settled {
-            log_back(stage, self.modules.config(), time);
-        }
-    }
-}
-
-/// The name of an outage for the log: of a stage that does not answer.
-const AWAY: &str = "is away";
-
-fn log_away(stage: &Stage, config: &Arc<Config>, why: &str) {
-    if is_deferring(stage, config) {
-        log::warn!("{stage} is away, its vCons wait in its queue until it is back: {why}");
-    } else {
-        let chains = stage.chains(config).join(", ");
-        log::warn!("{stage} is away, on hold until it is back: chain {chains}: {why}");
-    }
-}
-
-fn log_back(stage: &Stage, config: &Arc<Config>, time: Duration) {
-    let (seconds, chains) = (time.as_secs_f64(), stage.chains(config).join(", "));
-    log::info!("{stage} is back after {seconds:.1} s, chain {chains} goes on");
-}
-
-/// The error of a stage in all attempts, and in the probe after them; once, if they have the same cause.
-fn reason(attempted: Option<&str>, probed: &str) -> String {
-    // What could not be done, and why.
-    let parts = |error: &str| {
-        let (what, why) = error.rsplit_once(": ").unwrap_or(("", error));
-        (pattern(what), pattern(why))
-    };
-    let Some(attempted) = attempted else {
-        return probed.to_owned();
-    };
-    let ((what, why), (what_probed, why_probed)) = (parts(attempted), parts(probed));
-    if why == why_probed || !what.is_empty() && what == what_probed {
-        // That of the probe names no vCon.
-        probed.to_owned()
-    } else if pattern(attempted).contains(&why_probed) {
-        // A probe may know less: an answer to HEAD has no text.
-        attempted.to_owned()
-    } else {
-        format!("{attempted}; its probe: {probed}")
-    }
-}
-
 /// How a probe has failed.
-enum ProbeError {
+pub(super) enum ProbeError {
     /// There was none yet.
     None,
     /// Like the one before.
@@ -532,130 +558,14 @@ enum ProbeError {
     New(String),
 }
 
-/// Probes one backend until that succeeds.
-struct Prober {
-    shared: Arc<SharedState>,
-    config: Arc<Config>,
-    stage: Stage,
-    /// Why the last probe has failed.
-    error: String,
-    drain: Receiver<()>,
-    /// The storage to probe, if it shares something with that of a lane.
-    storage: Option<Box<dyn Storage>>,
-}
-
-impl Prober {
-    fn run(mut self) {
-        let since = Instant::now();
-        let settings = self.shared.settings.clone();
-        let mut backoff = Backoff::new(settings.retry_first, settings.retry_max);
-        let Some(mut probe) = self.new_probe() else {
-            return self.give_up();
-        };
-        let mut error = ProbeError::None;
-        loop {
-            let (stage, wait) = (&self.stage, backoff.next_wait());
-            let breakers = &self.shared.breakers;
-            breakers.note_probe(stage, &self.config, &error, wait);
-            if self.drain.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
-                return;
-            }
-            if !Arc::ptr_eq(&self.shared.current.get(), &self.config) {
-                return self.give_up();
-            }
-            match probe() {
-                Ok(()) => break,
-                // It is reachable, and has connections for others.
-                Err(failure) if failure.kind == FailureKind::Crowded => break,
-                Err(failure) => {
-                    let outage = format_args!("{stage} {AWAY}");
-                    if self.shared.slot.renew_outage(outage) {
-                        log_away(stage, &self.config, &failure.message);
-                    } else {
-                        log::debug!("{stage} is still away: {failure}");
-                    }
-                    // The error of the attempts may say more than that of a probe.
-                    error = if pattern(&failure.message) == pattern(&self.error) {
-                        ProbeError::Same
-                    } else {
-                        self.error.clone_from(&failure.message);
-                        ProbeError::New(failure.message)
-                    };
-                }
-            }
-        }
-        let (slot, stage) = (&self.shared.slot, &self.stage);
-        // Before any lane may find it unavailable anew.
-        match slot.end_outage(format_args!("{stage} {AWAY}")) {
-            Some(time) => log_back(stage, &self.config, time.max(since.elapsed())),
-            None => log::debug!("{} finds {stage} available again", self.shared.name),
-        }
-        self.close();
-    }
-
-    /// Closes the breaker, though it is not known whether the stage is back.
-    fn give_up(&self) {
-        let stage = &self.stage;
-        self.shared
-            .slot
-            .leave_outage(format_args!("{stage} {AWAY}"));
-        self.close();
-    }
-
-    fn close(&self) {
-        self.shared.breakers.close(&self.stage, &self.config);
-        self.shared.wakeup.wake_all();
-    }
-
-    /// Opens the backend for this thread, and returns what probes it.
-    fn new_probe(&mut self) -> Option<Box<dyn FnMut() -> Result<(), Failure>>> {
-        match &self.stage {
-            Stage::Link(name) => {
-                let mut link = self.config.links.get(name)?.open_link();
-                let drain = self.drain.clone();
-                Some(Box::new(move || guarded(|| link.probe(&drain))))
-            }
-            Stage::Storage(name) => {
-                let mut storage = match self.storage.take() {
-                    Some(storage) => storage,
-                    None => self.config.storages.get(name)?.open_storage(),
-                };
-                Some(Box::new(move || guarded(|| storage.probe())))
-            }
-            Stage::Tracer(_) | Stage::Hook(_) => {
-                let (host, drain) = (self.config.host(), self.drain.clone());
-                Some(Box::new(move || {
-                    guarded(|| begin_host(&host, &drain).map(drop))
-                }))
-            }
-            Stage::List(list) => {
-                let server = Server::new(&self.shared.settings.redis_url).ok()?;
-                let mut lengths = Lengths::new(server, LIST_PROBE_LIMIT);
-                let (names, list) = ([list.to_string()], list.clone());
-                Some(Box::new(move || match lengths.ask(&names, &[]) {
-                    Ok((lengths, _)) if lengths.iter().all(Option::is_some) => Ok(()),
-                    Ok(_) => Err(not_a_list(&list)),
-                    Err(error) => Err(Failure::transient(error.to_string())),
-                }))
-            }
-        }
-    }
-}
-
-/// Runs a probe; one that panics has failed.
-pub(super) fn guarded(probe: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    catch_unwind(AssertUnwindSafe(probe))
-        .unwrap_or_else(|_| Err(Failure::permanent("its probe panicked")))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
     use super::super::shared::tests::{TestWorker, parse};
     use super::*;
 
     /// Storages `a` and `b`, which hold up their chains, and `c`, which defers.
-    const CONFIG: &str = "\
+    pub(in crate::worker) const CONFIG: &str = "\
         storages: {a: {module: storage.webhook, options: {webhook-urls: ['http://h']}}, \
                    b: {module: storage.webhook, options: {webhook-urls: ['http://h']}}, \
                    c: {module: storage.webhook, on_outage: defer, options: {webhook-urls: ['http://h']}}}\n\
@@ -665,12 +575,12 @@ mod tests {
                  off: {storages: [a], ingress_lists: [off], enabled: false}, \
                  defers: {storages: [c], ingress_lists: [lc], egress_lists: [done, out]}}\n";
 
-    fn storage(name: &str) -> Stage {
+    pub(in crate::worker) fn storage(name: &str) -> Stage {
         Stage::Storage(name.to_owned())
     }
 
     /// A worker in which a trial is due as soon as a backend is failing.
-    fn worker() -> TestWorker {
+    pub(in crate::worker) fn worker() -> TestWorker {
         let pauses = [
             ("CONSERVER_RETRY_FIRST_MS", "1"),
             ("CONSERVER_RETRY_MAX_MS", "1"),
@@ -678,17 +588,8 @@ mod tests {
         TestWorker::with(CONFIG, &pauses)
     }
 
-    /// The permit for the trial that is due; waits for it if need be.
-    fn trial(worker: &TestWorker) -> Option<TrialPermit> {
-        let breakers = &worker.shared.breakers;
-        while breakers.next_trial().is_some_and(|wait| !wait.is_zero()) {
-            thread::yield_now();
-        }
-        begin_trial(&worker.shared, &worker.config())
-    }
-
     /// Sorted: a trial begins with any of them.
-    fn names(lists: &[ListName]) -> Vec<&str> {
+    pub(in crate::worker) fn names(lists: &[ListName]) -> Vec<&str> {
         let mut names: Vec<&str> = lists.iter().map(ListName::as_str).collect();
         names.sort_unstable();
         names
@@ -793,105 +694,6 @@ mod tests {
     }
 
     #[test]
-    fn a_trial_takes_from_chains_that_nothing_else_holds_up() {
-        let worker = worker();
-        let (breakers, config) = (&worker.shared.breakers, worker.config());
-        assert!(trial(&worker).is_none());
-        assert!(breakers.note_failing(&storage("a"), &config, "busy"));
-        let first = trial(&worker).unwrap();
-        assert_eq!(names(&first.lists), ["la", "lab"]);
-        assert!(!first.is_backlog);
-        assert!(trial(&worker).is_none(), "it is tried already");
-        // With another that fails, one vCon can try both; but not while that one is tried.
-        assert!(breakers.note_failing(&storage("b"), &config, "busy"));
-        let second = trial(&worker).unwrap();
-        assert_eq!(names(&second.lists), ["lb"]);
-        drop(first);
-        assert_eq!(names(&trial(&worker).unwrap().lists), ["la"]);
-        drop(second);
-        assert_eq!(names(&trial(&worker).unwrap().lists), ["la", "lab"]);
-        // What is unavailable is not tried.
-        assert!(breakers.open_breaker(
-            &storage("b"),
-            &config,
-            BreakerState::Unavailable,
-            "refused"
-        ));
-        assert_eq!(names(&trial(&worker).unwrap().lists), ["la"]);
-    }
-
-    #[test]
-    fn what_defers_is_tried_with_what_waits_for_it() {
-        let worker = worker();
-        let config = worker.config();
-        assert!(
-            worker
-                .shared
-                .breakers
-                .note_failing(&storage("c"), &config, "busy")
-        );
-        let trial = trial(&worker).unwrap();
-        assert_eq!(names(&trial.lists), ["DLQ:storage:c"]);
-        assert!(trial.is_backlog);
-    }
-
-    #[test]
-    fn between_two_trials_there_is_a_pause() {
-        let long = [("CONSERVER_RETRY_MAX_MS", "60000")];
-        let worker = TestWorker::with(CONFIG, &long);
-        let (breakers, config) = (&worker.shared.breakers, worker.config());
-        assert_eq!(breakers.next_trial(), None);
-        assert!(breakers.note_failing(&storage("a"), &config, "busy"));
-        let wait = breakers.next_trial().unwrap();
-        assert!(wait > Duration::from_secs(30), "{wait:?}");
-        assert!(!breakers.has_trial_due());
-        assert!(begin_trial(&worker.shared, &config).is_none());
-        // Once it is unavailable, only its prober tries it.
-        assert!(breakers.open_breaker(
-            &storage("a"),
-            &config,
-            BreakerState::Unavailable,
-            "refused"
-        ));
-        assert_eq!(breakers.next_trial(), None);
-    }
-
-    #[test]
-    fn the_error_of_the_attempts_and_of_the_probe_is_told_once_if_the_cause_is_one() {
-        for (attempted, probed, expected) in [
-            (None, "no", "no"),
-            (Some("refused"), "refused", "refused"),
-            (
-                Some("could not POST to http://h/: Connection refused (os error 111)"),
-                "could not connect to http://h/: Connection refused (os error 111)",
-                "could not connect to http://h/: Connection refused (os error 111)",
-            ),
-            (
-                Some("could not save a.json: 403 Forbidden: the key is not known"),
-                "could not look at the bucket: 403 Forbidden",
-                "could not save a.json: 403 Forbidden: the key is not known",
-            ),
-            (
-                Some("could not save: no answer within 30 s"),
-                "could not connect: no answer within 5 s",
-                "could not connect: no answer within 5 s",
-            ),
-            (
-                Some("could not start `x`: No such file or directory (os error 2)"),
-                "could not start `x`: there is no such program for this user",
-                "could not start `x`: there is no such program for this user",
-            ),
-            (
-                Some("no answer within 30 s"),
-                "could not connect: refused",
-                "no answer within 30 s; its probe: could not connect: refused",
-            ),
-        ] {
-            assert_eq!(reason(attempted, probed), expected);
-        }
-    }
-
-    #[test]
     fn what_is_shown_of_a_stage_is_its_last_error_and_its_next_try() {
         let long = [("CONSERVER_RETRY_MAX_MS", "60000")];
         let worker = TestWorker::with(CONFIG, &long);
@@ -931,23 +733,79 @@ mod tests {
         assert_eq!(probe(new, 150), ("timed out".to_owned(), true));
     }
 
+    fn lists(worker: &TestWorker) -> String {
+        names(&worker.shared.breakers.open_lists(&worker.config())).join(" ")
+    }
+
     #[test]
-    fn a_stage_whose_connections_are_in_use_does_not_count_as_failing() {
-        use FailureKind::{Crowded, Slow};
-        let crowded = || Err(Failure::crowded("too many"));
-        let away = Failure::transient("nobody listens");
-        let failing = |is_probe_crowded| Diagnosis::Failing { is_probe_crowded };
-        let unavailable = || Diagnosis::Unavailable(away.clone());
-        for (kind, probed, expected) in [
-            (Crowded, Ok(()), Diagnosis::Crowded),
-            (Crowded, crowded(), Diagnosis::Crowded),
-            (Crowded, Err(away.clone()), unavailable()),
-            (Slow, Ok(()), failing(false)),
-            (Slow, crowded(), failing(true)),
-            (Slow, Err(away.clone()), unavailable()),
-        ] {
-            let found = diagnose(kind, probed.clone());
-            assert_eq!(found, expected, "{kind:?} {probed:?}");
+    fn a_wait_ends_at_its_time_and_not_before_and_is_no_hold() {
+        let worker = worker();
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let (soon, late) = (Duration::from_millis(30), Duration::from_secs(600));
+        let begin = Instant::now();
+        assert!(breakers.note_wait(&storage("a"), &config, "429", begin + soon));
+        assert!(breakers.wait_of(&storage("a"), &config).is_some());
+        assert!(worker.board.slot(1).worker.unwrap().held.is_none());
+        assert!(worker.board.slot(1).worker.unwrap().waits);
+        // A success of a request that was under way does not end it.
+        assert!(!breakers.note_success(&storage("a"), &config));
+        while !breakers.end_waits() {
+            assert_eq!(lists(&worker), "lb lc");
+            std::thread::yield_now();
         }
+        assert!(begin.elapsed() >= soon);
+        assert_eq!(lists(&worker), "la lab lb lc");
+        // The later of two times counts.
+        assert!(breakers.note_wait(&storage("a"), &config, "429", begin + late));
+        assert!(!breakers.note_wait(&storage("a"), &config, "429", begin));
+        assert!(!breakers.end_waits() && !breakers.has_due());
+    }
+
+    #[test]
+    fn a_new_configuration_ends_what_is_denied_and_a_wait_only_if_its_entry_has_changed() {
+        let worker = worker();
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let late = Instant::now() + Duration::from_secs(600);
+        for changed in [false, true] {
+            let url = if changed { "http://other" } else { "http://h" };
+            let former = parse(&CONFIG.replacen("http://h", url, 1));
+            assert!(breakers.note_wait(&storage("a"), &former, "429", late));
+            assert!(breakers.note_denied(&storage("b"), &former, "401", None));
+            let open = if changed { "la lab lb lc" } else { "lb lc" };
+            assert_eq!(lists(&worker), open, "{changed}");
+            breakers.close(&storage("a"), &config);
+        }
+    }
+
+    #[test]
+    fn what_denies_is_tried_at_growing_pauses_and_not_before_its_server_wants_to_be_asked() {
+        let worker = TestWorker::with(CONFIG, &[("CONSERVER_RETRY_MAX_MS", "60000")]);
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        assert!(breakers.note_denied(&storage("a"), &config, "401", None));
+        assert!(worker.board.slot(1).worker.unwrap().held.is_some());
+        let wait = || breakers.next_due().unwrap().as_secs();
+        assert!((29..=60).contains(&wait()), "{}", wait());
+        breakers.end_trial(&storage("a"), &config);
+        assert!((59..=120).contains(&wait()), "{}", wait());
+        let late = Instant::now() + Duration::from_secs(6000);
+        assert!(!breakers.note_denied(&storage("a"), &config, "401", Some(late)));
+        breakers.end_trial(&storage("a"), &config);
+        assert!(wait() > 5000, "{}", wait());
+        assert!(breakers.note_success(&storage("a"), &config));
+    }
+
+    #[test]
+    fn whatever_is_worse_than_a_used_up_budget_counts_instead() {
+        let worker = worker();
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let now = Instant::now();
+        breakers.note_over_budget(&storage("a"), &config, "used up", now);
+        assert!(breakers.any_over_budget());
+        assert_eq!(lists(&worker), "lb lc");
+        assert!(breakers.note_failing(&storage("a"), &config, "busy"));
+        breakers.note_over_budget(&storage("a"), &config, "used up", now);
+        assert!(!breakers.any_over_budget());
+        assert!(!breakers.note_in_budget(&[storage("a")], &config));
+        assert_eq!(lists(&worker), "lb lc");
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::job::Job;
 use super::modules::Stage;
 use super::pipeline::{FINISHING_SHARE, Pipeline};
-use super::release::{ChainFailure, Ending};
+use super::release::{ChainFailure, Ending, NotNow};
 use super::retry::Attempts;
 use crate::config::Tracer;
 use crate::deadline::Deadline;
@@ -244,6 +244,9 @@ impl Pipeline<'_, '_, '_> {
                 }
                 Err(ProgramError::Failed(failure)) => failure,
             };
+            if let Some(not_now) = NotNow::of(stage, &failure) {
+                return Err(Ending::NotNow(vec![not_now]));
+            }
             let number = attempts.number();
             let chain_failure = ChainFailure::at(stage, &failure, number);
             if !failure.is_transient() && self.is_vcon_bad(stage, id, &failure) {

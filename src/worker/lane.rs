@@ -15,16 +15,18 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError};
 
-use super::circuit_breaker::{TrialPermit, backlog_list, begin_trial, defers};
+use super::budget::{Granting, Hand, TokenWatch, begin_budgeted, hand_over, next_token};
+use super::circuit_breaker::{backlog_list, defers};
 use super::modules::LaneModules;
 use super::pipeline::Pipeline;
 use super::quarantine::InFlightGuard;
 use super::retry::{LaneClock, Outage};
 use super::shared::{FollowedPauses, OwnLook, SharedState};
+use super::trial::{TrialPermit, begin_trial};
 use crate::backoff::Backoff;
 use crate::config::{Chain, Config, ListName};
 use crate::queue::{Claim, Claimed, Document, Pauses, Queue, QueueError, Released};
@@ -50,6 +52,8 @@ struct ClaimReply<'a> {
     in_flight: InFlightGuard<'a>,
     /// Set if the vCon is claimed to try a failing backend.
     trial: Option<TrialPermit>,
+    /// The tokens with which the vCon is claimed, if a stage of its chain is over budget.
+    hand: Vec<Granting>,
     /// Whether the request went with a finish: then it named only ingress lists.
     with_finish: bool,
 }
@@ -161,6 +165,7 @@ impl Lane {
                 claimed: Err(error),
                 in_flight,
                 trial: None,
+                hand: Vec::new(),
                 with_finish: false,
             });
         }
@@ -177,9 +182,34 @@ impl Lane {
                     claimed,
                     in_flight,
                     trial: Some(trial),
+                    hand: Vec::new(),
                     with_finish: false,
                 });
             }
+        }
+        match begin_budgeted(&self.shared, &self.modules) {
+            Ok(None) => {}
+            Ok(Some(permit)) => {
+                let claimed = if permit.is_backlog {
+                    self.queue.claim_backlog(&permit.lists)
+                } else {
+                    self.queue.claim(&permit.lists)
+                };
+                if !found_nothing(&claimed) {
+                    return Some(ClaimReply {
+                        claimed,
+                        in_flight,
+                        trial: None,
+                        hand: permit.hand,
+                        with_finish: false,
+                    });
+                }
+                permit.note_nothing(&self.shared, self.modules.config());
+                // What it has closed is open to all by now.
+                self.refresh_lists();
+            }
+            // The other chains go on as long as Redis answers those.
+            Err(error) => log::debug!("could not ask for tokens: {error}"),
         }
         let mut claimed = self.queue.claim(&self.lists);
         if found_nothing(&claimed) && !self.backlogs.is_empty() {
@@ -189,6 +219,7 @@ impl Lane {
             claimed,
             in_flight,
             trial: None,
+            hand: Vec::new(),
             with_finish: false,
         })
     }
@@ -205,6 +236,7 @@ impl Lane {
             claimed,
             in_flight,
             trial,
+            hand,
             with_finish,
         } = reply;
         // Without a connection, an earlier request whose reply was lost may be on its way still.
@@ -240,13 +272,15 @@ impl Lane {
             self.requeue(&claim);
             return None;
         }
+        hand_over(shared);
         if !shared.is_last_chance(claim.deaths) {
-            let claimed = self.work(&claim, document, writers)?;
+            let claimed = self.work(&claim, document, hand, writers)?;
             drop(trial);
             return Some(ClaimReply {
                 claimed,
                 in_flight,
                 trial: None,
+                hand: Vec::new(),
                 with_finish: true,
             });
         }
@@ -258,7 +292,7 @@ impl Lane {
         };
         if suspect_guard.is_some() {
             // The finish of a suspect claims nothing: quarantine is closed.
-            self.work(&claim, document, writers);
+            self.work(&claim, document, hand, writers);
         } else {
             self.requeue(&claim);
             self.cell.idle();
@@ -271,6 +305,7 @@ impl Lane {
         &mut self,
         claim: &Claim,
         document: Document,
+        hand: Vec<Granting>,
         writers: &mut WriterPool<'_, '_>,
     ) -> Option<Result<Claimed, QueueError>> {
         self.rotate();
@@ -303,6 +338,7 @@ impl Lane {
             chain,
             claim,
             is_backlog,
+            hand: Hand::new(hand),
             next: NextClaim::new(&self.lists, (self.breakers, self.pauses), &self.cell),
         };
         // A missing document comes from a storage, and may be large.
@@ -381,10 +417,16 @@ impl Lane {
     fn wait_for_work(&mut self) {
         self.shared.return_memory();
         let unknown = (!self.pauses.are_known).then_some(UNKNOWN_WAIT);
-        let waits = [self.shared.breakers.next_trial(), unknown];
+        let token = next_token(&self.shared, self.modules.config());
+        let watch = token.and_then(|_| TokenWatch::begin(&self.shared.budgets));
+        let token = token.filter(|_| watch.is_some());
+        let token = token.map(|due| due.saturating_duration_since(Instant::now()));
+        let waits = [self.shared.breakers.next_due(), unknown, token];
         let longest = waits.into_iter().flatten().min();
         let wakeup = &self.shared.wakeup;
-        if let Err(error) = wakeup.wait(self.number, &mut self.queue, &self.drain, longest) {
+        let waited = wakeup.wait(self.number, &mut self.queue, &self.drain, longest);
+        drop(watch);
+        if let Err(error) = waited {
             self.wait_after(&error);
         }
     }
@@ -392,6 +434,9 @@ impl Lane {
     /// Follows a change of the configuration, of the circuit breakers or of the pauses.
     fn follow_configuration(&mut self) {
         let config = self.shared.current.get();
+        if self.shared.breakers.end_waits() {
+            self.shared.wakeup.wake_all();
+        }
         let is_same = Arc::ptr_eq(&config, self.modules.config());
         if !is_same {
             self.modules = LaneModules::open(
@@ -555,7 +600,8 @@ impl<'a> NextClaim<'a> {
             && !clock.is_draining()
             && shared.quarantine.is_open()
             && shared.breakers.version() == breakers
-            && !shared.breakers.has_trial_due()
+            && !shared.breakers.has_due()
+            && next_token(shared, config).is_none_or(|due| due > Instant::now())
             && shared.pauses.are_fresh(&pauses)
             && Arc::ptr_eq(&shared.current.get(), config);
         if !may {
@@ -682,7 +728,7 @@ mod tests {
         let stale = now();
         let stage = Stage::Storage("s".to_owned());
         assert!(shared.breakers.note_failing(&stage, &config, "busy"));
-        while !shared.breakers.has_trial_due() {
+        while !shared.breakers.has_due() {
             std::thread::yield_now();
         }
         assert!(!asks(&now()), "a trial is due");

@@ -19,6 +19,7 @@
 //! nothing of other processes but what the scoreboard and Redis show.
 
 mod backend_health;
+mod budget;
 mod circuit_breaker;
 mod hooks;
 mod housekeeping;
@@ -26,10 +27,12 @@ mod job;
 mod lane;
 mod modules;
 mod pipeline;
+mod prober;
 mod quarantine;
 mod release;
 mod retry;
 mod shared;
+mod trial;
 mod wakeup;
 
 use std::cell::LazyCell;
@@ -140,6 +143,7 @@ fn run_lanes(
         first_look,
         slot,
         wakeup,
+        &server,
     ));
     let (done, all_done) = bounded::<()>(0);
     let mut lanes = Vec::new();

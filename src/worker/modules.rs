@@ -12,9 +12,9 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use indexmap::IndexMap;
 
-use super::circuit_breaker::guarded;
 use super::pipeline::FINISHING_SHARE;
-use crate::config::{Chain, Config, ListName, StorageConfig};
+use super::prober::guarded;
+use crate::config::{Account, Budget, Chain, Config, ListName, StorageConfig};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
@@ -59,6 +59,30 @@ impl Stage {
         }
     }
 
+    /// Its budget, if it has one.
+    pub fn budget<'a>(&self, config: &'a Config) -> Option<&'a Arc<Budget>> {
+        match self {
+            Self::Link(name) => config.links.get(name)?.limit.as_ref(),
+            Self::Storage(name) => config.storages.get(name)?.limit.as_ref(),
+            Self::List(_) | Self::Tracer(_) | Self::Hook(_) => None,
+        }
+    }
+
+    /// Whether it is the same in two configurations: a link or storage whose entry has not changed.
+    pub fn is_same(&self, one: &Config, other: &Config) -> bool {
+        match self {
+            Self::Link(name) => {
+                let links = one.links.get(name).zip(other.links.get(name));
+                links.is_some_and(|(one, other)| one.is_same(other))
+            }
+            Self::Storage(name) => {
+                let storages = one.storages.get(name).zip(other.storages.get(name));
+                storages.is_some_and(|(one, other)| one.is_same(other))
+            }
+            Self::List(_) | Self::Tracer(_) | Self::Hook(_) => false,
+        }
+    }
+
     /// The names of the enabled chains that need it.
     pub fn chains(&self, config: &Arc<Config>) -> Vec<String> {
         let chains = config.chains.iter();
@@ -97,6 +121,8 @@ pub(super) struct LaneModules {
     /// The hooks of the deployment, once the host has begun; nothing before it has to begin.
     hooks: Option<Hooks>,
     meters: Meters,
+    /// The longest calls of all that share an account.
+    longest: HashMap<Account, Duration>,
     /// Whether its saves may go together with those of other lanes.
     batches: bool,
 }
@@ -116,17 +142,37 @@ impl LaneModules {
     }
 
     fn with(config: Arc<Config>, meters: Meters, host: Host, batches: bool) -> Self {
-        let links = config
+        let mut longest = HashMap::new();
+        let mut note = |budget: Option<&Arc<Budget>>, call: Duration| {
+            if let Some(budget) = budget {
+                let known: &mut Duration = longest.entry(budget.account.clone()).or_default();
+                *known = call.max(*known);
+            }
+        };
+        let links: HashMap<_, _> = config
             .links
             .iter()
-            .map(|(name, link)| (name.clone(), link.open_link_of(&host)));
+            .map(|(name, link)| (name.clone(), link.open_link_of(&host)))
+            .collect();
+        for (name, link) in &links {
+            let entry = config.links.get(name);
+            note(entry.and_then(|it| it.limit.as_ref()), link.longest_call());
+        }
         let storages = config.storages.iter().map(|(name, storage)| {
             let storage = open_storage(storage, &host, batches);
             (name.as_str().into(), Some(storage))
         });
+        let storages: IndexMap<_, _> = storages.collect();
+        for (entry, storage) in config.storages.values().zip(storages.values()) {
+            let call = storage
+                .as_ref()
+                .map(|it: &Box<dyn Storage>| it.longest_call());
+            note(entry.limit.as_ref(), call.unwrap_or_default());
+        }
         Self {
-            links: links.collect(),
-            storages: storages.collect(),
+            longest,
+            links,
+            storages,
             hooks: (!config.python.is_needed_at_start()).then(Hooks::default),
             host,
             meters,
@@ -196,6 +242,18 @@ impl LaneModules {
     /// Whether a link reads and writes the vCon in Redis by itself.
     pub fn works_in_redis(&self, link: &str) -> bool {
         self.links.get(link).is_some_and(|l| l.works_in_redis())
+    }
+
+    /// The budget of a stage, if it has one, and the longest that a call takes for which it is asked.
+    pub fn budget_of(&self, stage: &Stage) -> Option<(Arc<Budget>, Duration)> {
+        let budget = stage.budget(&self.config)?;
+        let longest = self.longest.get(&budget.account).copied();
+        Some((Arc::clone(budget), longest.unwrap_or_default()))
+    }
+
+    /// Whether a link asks for a permit for each of its requests.
+    pub fn counts_requests(&self, link: &str) -> bool {
+        self.links.get(link).is_some_and(|it| it.counts_requests())
     }
 
     /// Whether a link would write another vCon than it is given.

@@ -11,25 +11,28 @@
 //! loaded, or the one that this lane wrote last: its *base*. If somebody else has written another one
 //! meanwhile, what the chain has made of the base is merged with that, and the storages get the result.
 
+use std::cell::Cell;
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::circuit_breaker::{Diagnosis, defers};
+use super::budget::{Granting, Hand, NoToken, begin_request};
+use super::circuit_breaker::defers;
 use super::job::{ChainProgress, Content, Job};
 use super::lane::NextClaim;
 use super::modules::{LaneModules, Stage};
-use super::release::{ChainFailure, Ending};
+use super::prober::Diagnosis;
+use super::release::{ChainFailure, Ending, NotNow, Until};
 use super::retry::{Attempts, LaneClock, Outage};
 use super::shared::SharedState;
-use crate::config::Chain;
+use crate::config::{Budget, Chain};
 use crate::failure::Failure;
-use crate::link::{Context, LinkError, Next};
+use crate::link::{Context, LinkError, Next, Permit};
 use crate::queue::{
     Claim, Document, DocumentFormat, FailedStorage, Finish, Finished, Overwritten, Queue,
     QueueError, Reason, Replaced, Replacement,
 };
-use crate::scoreboard::{Event, LaneStep, Outcome};
+use crate::scoreboard::{Event, LaneStep, Meter, Outcome};
 use crate::settings::{Critical, RedisFormat};
 use crate::storage::fan_out::{self, WriterPool};
 use crate::vcon::{self, Leaving, Merged, VconId};
@@ -41,6 +44,15 @@ pub(super) const FINISHING_SHARE: f64 = 0.8;
 /// The finish of a changed document of more bytes than this does not claim the next vCon, so that the lane
 /// does not hold both.
 const LARGE: usize = 4 << 20;
+
+/// The storages that do not have a vCon after an attempt.
+#[derive(Default)]
+struct Unsaved {
+    /// Those that have failed.
+    failures: Vec<(String, Failure)>,
+    /// Those that were not asked.
+    not_now: Vec<(String, NotNow)>,
+}
 
 /// A lane's work on one claim.
 pub(super) struct Pipeline<'a, 'scope, 'env> {
@@ -54,6 +66,8 @@ pub(super) struct Pipeline<'a, 'scope, 'env> {
     pub claim: &'a Claim,
     /// Whether the claim comes from the queue of a storage that defers.
     pub is_backlog: bool,
+    /// The tokens with which it was claimed.
+    pub hand: Hand,
     /// The request for the next vCon, to go with the finish of this one.
     pub next: NextClaim<'a>,
 }
@@ -84,6 +98,7 @@ impl Pipeline<'_, '_, '_> {
     fn process(&mut self, document: Document, job: &mut Option<Job>) -> Result<Instant, Ending> {
         let loaded = self.load(document)?;
         let job = job.insert(loaded);
+        self.put_back_tokens(job);
         self.announce(job)?;
         self.run_links(job)?;
         loop {
@@ -97,6 +112,54 @@ impl Pipeline<'_, '_, '_> {
             self.clock.reopen();
             self.merge(job)?;
         }
+    }
+
+    /// Puts back the tokens with which the vCon was claimed and that its next step does not need: others can use
+    /// them.
+    fn put_back_tokens(&mut self, job: &Job) {
+        let hand = self.hand.get_mut();
+        if hand.is_empty() {
+            return;
+        }
+        let next = match self.chain.links.get(job.progress.links_done()) {
+            Some(link) => vec![Stage::Link(link.clone())],
+            None => {
+                let storages = job.progress.missing(&self.chain.storages).into_iter();
+                storages.map(Stage::Storage).collect()
+            }
+        };
+        let needed = next
+            .iter()
+            .filter_map(|stage| self.modules.budget_of(stage));
+        let needed: Vec<_> = needed.collect();
+        hand.retain(|it| needed.iter().any(|(budget, _)| it.is_of(budget)));
+    }
+
+    /// A token for a request to this stage, which begins now; nothing if the stage has no budget. Waits for
+    /// Redis, but not for a token.
+    fn token_for(&mut self, stage: &Stage) -> Result<Option<Granting>, Ending> {
+        let Some((budget, longest)) = self.modules.budget_of(stage) else {
+            return Ok(None);
+        };
+        loop {
+            match begin_request(self.shared, &self.hand, &budget, longest) {
+                Ok(granting) => {
+                    if let Some(meter) = self.modules.meters().stage(stage) {
+                        meter.count(Event::Permitted);
+                    }
+                    return Ok(Some(granting));
+                }
+                Err(NoToken::Due(due)) => {
+                    return Err(Ending::NotNow(vec![NotNow::over_budget(stage, due)]));
+                }
+                Err(NoToken::Redis(error)) => self.wait_for_redis(&error)?,
+            }
+        }
+    }
+
+    fn wait_for_redis(&mut self, error: &QueueError) -> Result<(), Ending> {
+        let waited = self.outage.wait_anyway(error, self.clock);
+        waited.map_err(|_| Ending::Interrupted)
     }
 
     /// Makes a job of the document, which goes on where an earlier claim of the entry has stopped.
@@ -236,7 +299,9 @@ impl Pipeline<'_, '_, '_> {
                 Ok(Next::Halt) => job.progress.note_halt(),
                 Ok(Next::Switch(id)) => {
                     let switched = self.switch_to(job, id.clone());
-                    if let Err(Ending::Unavailable(_) | Ending::Interrupted) = switched {
+                    if let Err(Ending::Unavailable(_) | Ending::NotNow(_) | Ending::Interrupted) =
+                        switched
+                    {
                         // The link has run: the next claim goes on with the vCon that it has named.
                         job.progress.note_switch(id);
                         job.progress.note_link();
@@ -298,11 +363,28 @@ impl Pipeline<'_, '_, '_> {
         meter.count(Event::Received);
         let mut attempts = Attempts::new(settings);
         let mut refused = Vec::new();
+        let budget = self.modules.budget_of(&stage);
+        let counts_requests = self.modules.counts_requests(name);
         loop {
+            if let Some(not_now) = self.is_left_alone(&stage) {
+                meter.count(Event::Returned);
+                return Err(Ending::NotNow(vec![not_now]));
+            }
+            // Until the run has ended.
+            let _token = match counts_requests {
+                true => None,
+                false => self.token_for(&stage)?,
+            };
             let start = Instant::now();
             let vcon = job.open_vcon()?;
+            let unknown = Cell::new(None);
+            let (shared, hand) = (self.shared, &self.hand);
+            let permits = || permit(shared, hand, budget.as_ref(), &meter, &unknown);
             let mut context = Context::new(self.clock.drain(), settings.egress_version)
                 .finishing_within(drain_time, self.clock.drain_end());
+            if counts_requests && budget.is_some() {
+                context = context.with_budget(&permits);
+            }
             context.critical = settings.critical;
             context.refused = mem::take(&mut refused);
             let modules = &mut *self.modules;
@@ -320,13 +402,20 @@ impl Pipeline<'_, '_, '_> {
                 Ok(Next::Again) => {}
                 Ok(Next::Halt) => meter.count(Event::Halted),
                 Ok(_) => meter.count(Event::Done),
-                Err(LinkError::Interrupted) => meter.count(Event::Returned),
+                Err(LinkError::Interrupted | LinkError::OverBudget(_)) => {
+                    meter.count(Event::Returned)
+                }
                 Err(LinkError::Failed(_)) => meter.count(Event::Failed),
             }
             match ran {
                 Ok(Next::Again) => {
+                    let id = vcon.id().clone();
+                    job.progress.note_requests(&id, expire, routes);
                     self.note_success(&stage);
-                    self.write(job)?;
+                    if let Some(extensions) = left_alone {
+                        self.log_critical(job, &extensions);
+                    }
+                    self.keep_part(name, job)?;
                     attempts = Attempts::new(settings);
                 }
                 Ok(next) => {
@@ -339,7 +428,14 @@ impl Pipeline<'_, '_, '_> {
                     return Ok(next);
                 }
                 Err(LinkError::Interrupted) => return Err(Ending::Interrupted),
+                Err(LinkError::OverBudget(due)) => match unknown.take() {
+                    Some(error) => self.wait_for_redis(&error)?,
+                    None => return Err(Ending::NotNow(vec![NotNow::over_budget(&stage, due)])),
+                },
                 Err(LinkError::Failed(failure)) => {
+                    if let Some(not_now) = NotNow::of(&stage, &failure) {
+                        return Err(Ending::NotNow(vec![not_now]));
+                    }
                     let number = attempts.number();
                     let chain_failure = ChainFailure::at(&stage, &failure, number);
                     if !failure.is_transient() && self.is_vcon_bad(&stage, job.id(), &failure) {
@@ -356,6 +452,22 @@ impl Pipeline<'_, '_, '_> {
                 }
             }
         }
+    }
+
+    /// A link has done a part of its step, and runs again for the rest: what it has done is written at once, and
+    /// the lane shows that it still moves. Does not keep a worker that drains.
+    fn keep_part(&mut self, link: &str, job: &mut Job) -> Result<(), Ending> {
+        if self.modules.works_in_redis(link) {
+            self.read_again(job)?;
+        } else {
+            self.write(job)?;
+        }
+        if self.clock.is_draining() {
+            return Err(Ending::Interrupted);
+        }
+        self.clock.pause();
+        self.clock.resume();
+        Ok(())
     }
 
     /// Runs a link that reads and writes the vCon in Redis by itself. It may overwrite what others write there
@@ -471,17 +583,9 @@ impl Pipeline<'_, '_, '_> {
         }
         let mut leaving = job.leave(version)?;
         job.was_given = true;
-        let config = Arc::clone(self.modules.config());
+        self.defer_what_is_open(job);
         for name in job.progress.missing(&chain.storages) {
-            let stage = Stage::Storage(name.clone());
-            let is_deferred = !self.is_backlog
-                && defers(&name, &config)
-                && self.shared.breakers.is_open(&stage, &config);
-            if is_deferred {
-                job.progress.note_deferred(&name);
-            } else {
-                self.modules.meters().storage(&name).count(Event::Received);
-            }
+            self.modules.meters().storage(&name).count(Event::Received);
         }
         let mut attempts = Attempts::new(&self.shared.settings);
         loop {
@@ -490,11 +594,12 @@ impl Pipeline<'_, '_, '_> {
                 break;
             }
             let number = attempts.number();
-            let failures = if self.modules.reads_redis(&missing) {
+            let unsaved = if self.modules.reads_redis(&missing) {
                 self.save_with_python(job, &leaving, &missing, number)?
             } else {
-                self.try_to_save(job, &leaving, &missing, number)
+                self.try_to_save(job, &leaving, &missing, number)?
             };
+            let failures = self.defer_or_wait(job, unsaved)?;
             // Not `failures.is_empty()`: a storage that was not asked has not been saved to.
             if job.progress.missing(&chain.storages).is_empty() {
                 break;
@@ -505,6 +610,7 @@ impl Pipeline<'_, '_, '_> {
             let before = mem::replace(&mut leaving, job.leave(version)?);
             if !Arc::ptr_eq(&before.current, &leaving.current) {
                 // It was merged with another version: all storages get it anew.
+                self.defer_what_is_open(job);
                 continue;
             }
             // A storage that refuses all vCons does not stop that within a moment.
@@ -527,6 +633,62 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
+    /// The vCon goes on without storages that defer and do not work at present.
+    fn defer_what_is_open(&self, job: &mut Job) {
+        let config = self.modules.config();
+        let storages = job.progress.missing(&self.chain.storages).into_iter();
+        for name in storages.filter(|name| !self.is_backlog && defers(name, config)) {
+            let stage = Stage::Storage(name.clone());
+            if self.shared.breakers.is_open(&stage, config) {
+                job.progress.note_deferred(&name);
+            }
+        }
+    }
+
+    /// Says that a stage wants to be left alone for now, as another lane has been told.
+    fn is_left_alone(&self, stage: &Stage) -> Option<NotNow> {
+        let wait = self.shared.breakers.wait_of(stage, self.modules.config());
+        wait.map(|(time, error)| NotNow {
+            stage: stage.clone(),
+            until: Until::Asked(time),
+            error,
+        })
+    }
+
+    /// Of the storages that have failed, those wait that do nothing for any vCon at present: the vCon goes on without
+    /// those that defer, and waits for the others. Returns the rest of the failures.
+    ///
+    /// # Errors
+    /// The vCon waits. The others that have failed are tried again with its next claim: no lane sleeps with a
+    /// vCon that waits for something else anyway.
+    fn defer_or_wait(
+        &self,
+        job: &mut Job,
+        mut unsaved: Unsaved,
+    ) -> Result<Vec<(String, Failure)>, Ending> {
+        let mut rest = Vec::new();
+        for (name, failure) in unsaved.failures {
+            match NotNow::of(&Stage::Storage(name.clone()), &failure) {
+                Some(not_now) => unsaved.not_now.push((name, not_now)),
+                None => rest.push((name, failure)),
+            }
+        }
+        let mut waits = Vec::new();
+        for (name, not_now) in unsaved.not_now {
+            if !self.is_backlog && defers(&name, self.modules.config()) {
+                self.wait_for(&not_now);
+                job.progress.note_deferred(&name);
+            } else {
+                waits.push(not_now);
+            }
+        }
+        if waits.is_empty() {
+            Ok(rest)
+        } else {
+            Err(Ending::NotNow(waits))
+        }
+    }
+
     /// Whether another chain, or the backlog of a storage, may save the vCon to the same storages at the same
     /// time.
     fn may_be_in_work_elsewhere(&self) -> bool {
@@ -545,13 +707,13 @@ impl Pipeline<'_, '_, '_> {
         leaving: &Leaving,
         missing: &[String],
         attempt: u32,
-    ) -> Result<Vec<(String, Failure)>, Ending> {
+    ) -> Result<Unsaved, Ending> {
         let drain_end = self.clock.drain_end().get();
         self.modules.host().note_drain_end(drain_end);
-        let failures = self.with_direct_writes(
+        let unsaved = self.with_direct_writes(
             job,
             |_| false,
-            |this, job| Ok(this.try_to_save(job, leaving, missing, attempt)),
+            |this, job| this.try_to_save(job, leaving, missing, attempt),
         )?;
         if job.base.is_some() {
             let id = job.id().clone();
@@ -562,19 +724,67 @@ impl Pipeline<'_, '_, '_> {
                 Document::NotAnId | Document::Unusable(_) => {}
             }
         }
-        Ok(failures)
+        Ok(unsaved)
     }
 
     /// One attempt at each of these storages. Returns those that failed in ways that pass, or that refuse
-    /// every vCon.
+    /// every vCon, and those that are not asked for now.
     fn try_to_save(
         &mut self,
         job: &mut Job,
         leaving: &Leaving,
         missing: &[String],
         attempt: u32,
+    ) -> Result<Unsaved, Ending> {
+        let mut unsaved = Unsaved::default();
+        let stage = |name: &String| Stage::Storage(name.clone());
+        let is_limited = missing
+            .iter()
+            .any(|name| self.modules.budget_of(&stage(name)).is_some());
+        let at_once = self.shared.settings.parallel_storage && !self.modules.reads_redis(missing);
+        // A token is for a request that begins soon, not after that to another storage.
+        let groups: Vec<&[String]> = match is_limited && !at_once {
+            true => missing.chunks(1).collect(),
+            false => vec![missing],
+        };
+        for group in groups {
+            let (mut asked, mut tokens) = (Vec::new(), Vec::new());
+            for name in group {
+                if let Some(not_now) = self.is_left_alone(&stage(name)) {
+                    unsaved.not_now.push((name.clone(), not_now));
+                    continue;
+                }
+                match self.token_for(&stage(name)) {
+                    Ok(token) => {
+                        tokens.extend(token);
+                        asked.push(name.clone());
+                    }
+                    Err(Ending::NotNow(stages)) => {
+                        let stages = stages.into_iter();
+                        unsaved.not_now.extend(stages.map(|it| (name.clone(), it)));
+                    }
+                    Err(ending) => return Err(ending),
+                }
+            }
+            if !asked.is_empty() {
+                let failures = self.save_to(job, leaving, &asked, attempt);
+                unsaved.failures.extend(failures);
+            }
+            drop(tokens);
+        }
+        Ok(unsaved)
+    }
+
+    /// Saves the vCon to these storages, and returns those that failed in ways that pass, or that refuse every
+    /// vCon.
+    fn save_to(
+        &mut self,
+        job: &mut Job,
+        leaving: &Leaving,
+        names: &[String],
+        attempt: u32,
     ) -> Vec<(String, Failure)> {
-        let backends = self.modules.lend(missing);
+        let backends = self.modules.lend(names);
         let parallel = self.shared.settings.parallel_storage;
         let writers = &mut *self.writers;
         let outcomes = self.clock.timed(
@@ -903,6 +1113,30 @@ impl Pipeline<'_, '_, '_> {
     /// Counts an event of the chain.
     pub(super) fn count(&self, event: Event) {
         self.modules.meters().chain(&self.chain.name).count(event);
+    }
+}
+
+/// A permit for one request of a link, whose budget this is. If Redis does not tell, says why in `unknown`.
+fn permit(
+    shared: &SharedState,
+    hand: &Hand,
+    budget: Option<&(Arc<Budget>, Duration)>,
+    meter: &Meter,
+    unknown: &Cell<Option<QueueError>>,
+) -> Result<Permit, LinkError> {
+    let Some((budget, longest)) = budget else {
+        return Ok(Permit::default());
+    };
+    match begin_request(shared, hand, budget, *longest) {
+        Ok(granting) => {
+            meter.count(Event::Permitted);
+            Ok(Permit::holding(granting))
+        }
+        Err(NoToken::Due(due)) => Err(LinkError::OverBudget(due)),
+        Err(NoToken::Redis(error)) => {
+            unknown.set(Some(error));
+            Err(LinkError::OverBudget(Instant::now()))
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! interrupted by a drain ─────────────► head of its list
+//! not now ────────────────────────────► head of its list, and its chain waits (circuit_breaker)
 //! unavailable ─┬─ the probe fails ────► head of its list, and its chain is on hold
 //!              └─ the probe succeeds ─► end of its list; after too many rounds a dead letter
 //! failed ─────────────────────────────► dead letter; back to the end of its list if others are
@@ -13,11 +14,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use log::Level;
+
 use super::backend_health::{DeadLetterAt, refused_by};
-use super::circuit_breaker::Diagnosis;
+use super::budget::OVER_BUDGET;
 use super::job::{ChainProgress, Job};
 use super::modules::Stage;
 use super::pipeline::Pipeline;
+use super::prober::Diagnosis;
 use crate::backoff::Backoff;
 use crate::config::ListName;
 use crate::failure::{Failure, FailureKind};
@@ -50,6 +54,9 @@ const ROUND_PAUSE: u32 = 60;
 /// How often a document that somebody else has written meanwhile is merged before a claim is released.
 const MOST_MERGES: u32 = 5;
 
+/// Waits that servers ask for are logged at most once in this time for each stage.
+const WAIT_LOG_PAUSE: Duration = Duration::from_secs(60);
+
 /// The worker drains, and Redis may still have the claim.
 struct ClaimLeft;
 
@@ -66,6 +73,57 @@ pub(super) enum Ending {
     Failed(ChainFailure),
     /// All attempts have failed, in ways that pass: it is tried again later.
     Unavailable(ChainFailure),
+    /// These stages do nothing for any vCon at present.
+    NotNow(Vec<NotNow>),
+}
+
+/// A stage that does nothing for any vCon at present, whatever is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NotNow {
+    /// The stage.
+    pub stage: Stage,
+    /// What it waits for.
+    pub until: Until,
+    /// Why, in the server's words.
+    pub error: String,
+}
+
+/// What a stage waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// Its server wants to be left alone until then.
+    Asked(Instant),
+    /// Its budget has a token then.
+    Due(Instant),
+    /// Somebody has to mend its credentials, rights or quota; its server may have named a time besides.
+    Mended(Option<Instant>),
+}
+
+impl NotNow {
+    /// What a failure says of all vCons alike; `None` if it says nothing of that kind.
+    pub fn of(stage: &Stage, failure: &Failure) -> Option<Self> {
+        // A time in the past says no more than that the server is busy.
+        let asked = failure.not_before.filter(|time| *time > Instant::now());
+        let until = match (failure.kind, asked) {
+            (FailureKind::Denied, asked) => Until::Mended(asked),
+            (kind, Some(time)) if !kind.is_final() => Until::Asked(time),
+            _ => return None,
+        };
+        Some(Self {
+            stage: stage.clone(),
+            until,
+            error: failure.message.clone(),
+        })
+    }
+
+    /// A stage whose budget is used up.
+    pub fn over_budget(stage: &Stage, due: Instant) -> Self {
+        Self {
+            stage: stage.clone(),
+            until: Until::Due(due),
+            error: OVER_BUDGET.to_owned(),
+        }
+    }
 }
 
 impl Ending {
@@ -176,6 +234,11 @@ impl Pipeline<'_, '_, '_> {
                 released
             }
             Ending::Unavailable(failure) => self.hold_or_postpone(&mut job, failure, start),
+            Ending::NotNow(stages) => {
+                // First, so that no lane claims it again at once.
+                stages.iter().for_each(|it| self.wait_for(it));
+                self.requeue_quietly(&mut job, &[Event::Returned])
+            }
         };
         if let Ok(Released::NotOurs) = released {
             self.log_not_ours();
@@ -198,17 +261,68 @@ impl Pipeline<'_, '_, '_> {
 
     /// Returns the vCon to the head of its list, and counts these events of its chain.
     fn requeue(&mut self, job: &mut Option<Job>, events: &[Event]) -> Result<Released, ClaimLeft> {
+        self.requeue_at(Level::Info, job, events)
+    }
+
+    /// The same for what is usual: nobody wants to read that of each vCon.
+    fn requeue_quietly(
+        &mut self,
+        job: &mut Option<Job>,
+        events: &[Event],
+    ) -> Result<Released, ClaimLeft> {
+        self.requeue_at(Level::Debug, job, events)
+    }
+
+    fn requeue_at(
+        &mut self,
+        level: Level,
+        job: &mut Option<Job>,
+        events: &[Event],
+    ) -> Result<Released, ClaimLeft> {
         let released = self.release_with_progress(job, Queue::release)?;
         if released == Released::Done {
             self.shared.count(Outcome::Returned);
             events.iter().for_each(|event| self.count(*event));
             let (entry, list) = (self.claim.shown(), &self.claim.list);
-            log::info!(
-                vcon_id = entry.as_str(), chain_name = self.chain.name.as_str();
+            log::log!(
+                level, vcon_id = entry.as_str(), chain_name = self.chain.name.as_str();
                 "Returned {entry} to the head of list {list}"
             );
         }
         Ok(released)
+    }
+
+    /// Puts the chains that need a stage on hold, or lets them wait: nothing is asked of it for now.
+    pub(super) fn wait_for(&self, not_now: &NotNow) {
+        if let Some(meter) = self.modules.meters().stage(&not_now.stage) {
+            meter.count(Event::Waited);
+        }
+        let NotNow {
+            stage,
+            until,
+            error,
+        } = not_now;
+        let (shared, config) = (self.shared, self.modules.config());
+        match *until {
+            Until::Asked(time) => {
+                if let Some((budget, _)) = self.modules.budget_of(stage) {
+                    shared.budgets.leave_alone(&budget, time);
+                }
+                let is_new = shared.breakers.note_wait(stage, config, error, time);
+                let what = format_args!("{stage} asks to wait");
+                if is_new && shared.slot.is_log_due(what, WAIT_LOG_PAUSE) {
+                    let seconds = time.saturating_duration_since(Instant::now()).as_secs_f64();
+                    log::info!(
+                        "{stage} is left alone for {seconds:.1} s, as its server asks: {error}"
+                    );
+                }
+            }
+            Until::Due(time) => shared.breakers.note_over_budget(stage, config, error, time),
+            Until::Mended(time) => {
+                shared.health.note_denied(stage, error);
+                shared.breakers.note_denied(stage, config, error, time);
+            }
+        }
     }
 
     /// All attempts at some stages have failed, in ways that pass. If one of them is unavailable, its
@@ -347,7 +461,7 @@ impl Pipeline<'_, '_, '_> {
                 || self.clock.is_draining()
                 || failure.stages.iter().any(is_paced)
                 || worked.is_some_and(|worked| worked < begun.elapsed())
-                || shared.breakers.has_trial_due()
+                || shared.breakers.has_due()
                 || !Arc::ptr_eq(&config, &shared.current.get())
             {
                 return;
@@ -600,7 +714,7 @@ impl Pipeline<'_, '_, '_> {
             *job = Job::open(id.clone(), kind, text, bodies, progress)?;
             is_given = match self.save(job) {
                 Ok(()) => true,
-                Err(Ending::Unavailable(_)) if !self.clock.is_draining() => {
+                Err(Ending::Unavailable(_) | Ending::NotNow(_)) if !self.clock.is_draining() => {
                     self.clock.wait_anyway(backoff.next_wait());
                     false
                 }
@@ -645,6 +759,34 @@ fn requeue_in_backlog(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_server_says_of_all_vcons_is_told_from_what_it_says_of_one() {
+        let stage = Stage::Link("l".to_owned());
+        let later = Instant::now() + Duration::from_secs(60);
+        for (failure, expected) in [
+            (
+                Failure::busy("429").until(Some(later)),
+                Some(Until::Asked(later)),
+            ),
+            (
+                Failure::transient("503").until(Some(later)),
+                Some(Until::Asked(later)),
+            ),
+            (Failure::busy("429").until(Some(Instant::now())), None),
+            (Failure::busy("429"), None),
+            (Failure::denied("401"), Some(Until::Mended(None))),
+            (
+                Failure::denied("402").until(Some(later)),
+                Some(Until::Mended(Some(later))),
+            ),
+            (Failure::refused("422").until(Some(later)), None),
+            (Failure::permanent("no").until(Some(later)), None),
+        ] {
+            let found = NotNow::of(&stage, &failure).map(|it| it.until);
+            assert_eq!(found, expected, "{failure:?}");
+        }
+    }
 
     #[test]
     fn of_several_storages_the_failure_counts_that_says_least_of_the_vcon_in_whatever_order() {

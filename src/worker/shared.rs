@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::backend_health::BackendHealth;
+use super::budget::Budgets;
 use super::circuit_breaker::CircuitBreakers;
 use super::quarantine::Quarantine;
 use super::retry::SharedOutage;
@@ -15,7 +16,7 @@ use super::wakeup::Wakeup;
 use crate::child::{Child, Drain, Readiness};
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::queue::{Pauses, Queue, QueueError, is_of_the_key};
+use crate::queue::{Pauses, Queue, QueueError, Server, is_of_the_key};
 use crate::scoreboard::{Outcome, Slot};
 use crate::settings::Settings;
 use crate::spelling::counted;
@@ -37,6 +38,7 @@ pub(super) struct SharedState {
     pub redis_outage: Arc<SharedOutage>,
     pub quarantine: Quarantine,
     pub wakeup: Wakeup,
+    pub budgets: Arc<Budgets>,
     /// Why the host of Python modules does not begin, as the log has said last.
     python_failure: Mutex<Option<String>>,
     drain: Arc<Drain>,
@@ -59,8 +61,11 @@ impl SharedState {
         first_look: (OwnLook, Option<Pauses>),
         slot: Slot,
         wakeup: Wakeup,
+        server: &Server,
     ) -> Self {
+        let budgets = Budgets::new(server, &settings.instance, slot.number());
         Self {
+            budgets: Arc::new(budgets),
             current: CurrentConfig::new(config, config_generation, slot.clone()),
             health: BackendHealth::new(slot.clone()),
             breakers: CircuitBreakers::new(slot.clone(), settings.retry_max),
@@ -366,7 +371,6 @@ pub(super) mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::queue::Server;
     use crate::scoreboard::{Board, ChildState, ChildView, Shape};
 
     /// A worker without running lanes. Nothing listens at its Redis.
@@ -394,14 +398,11 @@ pub(super) mod tests {
             let slot = Slot::attach(board.id(), 1, 1).unwrap();
             let child = Child::in_a_test(slot.clone());
             let settings = settings(set);
-            let wakeup = Wakeup::new(
-                &settings,
-                slot.clone(),
-                Server::new(&settings.redis_url).unwrap(),
-            );
+            let server = Server::new(&settings.redis_url).unwrap();
+            let wakeup = Wakeup::new(&settings, slot.clone(), server.clone());
             let config = (parse(config), 0);
             let look = (OwnLook::begin(&slot), Some(Pauses::default()));
-            let shared = SharedState::new(child, settings, config, look, slot, wakeup);
+            let shared = SharedState::new(child, settings, config, look, slot, wakeup, &server);
             Self {
                 shared: Arc::new(shared),
                 board,

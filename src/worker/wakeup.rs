@@ -136,11 +136,17 @@ impl Wakeup {
 
     /// Wakes every lane of this worker that waits, over this connection.
     pub fn wake_all_with(&self, waker: &mut LaneWaker) {
+        self.wake_some(waker, usize::MAX);
+    }
+
+    /// Wakes as many lanes of this worker that wait, over this connection.
+    pub fn wake_some(&self, waker: &mut LaneWaker, most: usize) {
         let waiting = self
             .lanes
             .iter()
             .filter(|lane_wait| lane_wait.is_waiting.load(Ordering::SeqCst));
         let clients: Vec<i64> = waiting
+            .take(most)
             .map(|lane_wait| lane_wait.client.load(Ordering::SeqCst))
             .collect();
         if clients.is_empty() {

@@ -30,6 +30,7 @@ mod answers;
 mod audit;
 mod bad_configuration;
 mod bad_input;
+mod budgets;
 mod check;
 mod circuit_breaker;
 mod claim_model;

@@ -18,7 +18,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 use super::ViewHistory;
 use crate::cli::output::{duration, megabytes, rate};
 use crate::cli::status::{
-    Trouble, on_hold, outage, paused, redis_unavailable, storage_rows, worker_state,
+    Trouble, on_hold, outage, paused, redis_unavailable, storage_rows, waits, worker_state,
 };
 use crate::logging::no_color;
 use crate::view::{Figures, Queues, View, WorkerStatus, short_time};
@@ -197,6 +197,9 @@ fn troubles(view: &View) -> Vec<Line<'static>> {
     }
     let outages = view.outages.iter().take(MOST_HOLDS);
     lines.extend(outages.map(|it| outage(it, queues)).flat_map(both_lines));
+    // Nothing is wrong with those.
+    let waiting = view.waits.iter().take(MOST_HOLDS);
+    lines.extend(waiting.map(|it| plain(&waits(it))));
     // Somebody meant it: no alarm.
     let unknown = view.paused_error.iter();
     lines.extend(unknown.map(|error| alarm(&format!("Paused: not known: {error}"))));

@@ -274,6 +274,7 @@ impl ResponseMaker {
             }
             Topic::Metrics(format) => {
                 let holds = view::holds(&snapshot, plan);
+                let waits = view::waits(&snapshot, plan);
                 let figures = MetricInputs {
                     started: *self.started.get_or_insert_with(|| started(&snapshot)),
                     memory: metrics::memory(&snapshot),
@@ -281,6 +282,7 @@ impl ResponseMaker {
                     snapshot,
                     queues,
                     holds,
+                    waits,
                     followers: self.followers.all(),
                 };
                 match format.write(figures) {

@@ -348,6 +348,7 @@ mod tests {
                 error_seconds: Some(2),
                 next_try_seconds: Some(1),
             },
+            denied: false,
         };
         let list = Hold {
             stage: "list done".to_owned(),

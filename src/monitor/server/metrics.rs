@@ -13,7 +13,7 @@ use crate::scoreboard::{
     SlotView, Snapshot,
 };
 use crate::settings::StartMethod;
-use crate::view::{Hold, Pause, Queues, StorageQueue};
+use crate::view::{Hold, Pause, Queues, StageWait, StorageQueue};
 use crate::visible::printable;
 
 /// One metric.
@@ -64,6 +64,7 @@ pub(super) enum MetricSource {
     Redis,
     Followers(FollowerFigure),
     Holds,
+    Waits,
     Paused,
 }
 
@@ -201,6 +202,10 @@ pub const TABLE: &[Metric] = &[
         "vCons that went to the dead letter queue because of the link"),
     counts("conserver_link_retried_total", LINK, Event::Retried,
         "Further attempts of the link"),
+    counts("conserver_link_permitted_total", LINK, Event::Permitted,
+        "Requests that the `limit` of the link allowed"),
+    counts("conserver_link_waited_total", LINK, Event::Waited,
+        "vCons that went back to their list as the link waits for its budget, for its server, or to be mended"),
     times("conserver_link_duration_seconds", LINK,
         "Each attempt of the link at a vCon"),
     counts("conserver_storage_received_total", STORAGE, Event::Received,
@@ -213,6 +218,10 @@ pub const TABLE: &[Metric] = &[
         "vCons that went to the dead letter queue because of the storage"),
     counts("conserver_storage_retried_total", STORAGE, Event::Retried,
         "Further attempts at the storage"),
+    counts("conserver_storage_permitted_total", STORAGE, Event::Permitted,
+        "Saves that the `limit` of the storage allowed"),
+    counts("conserver_storage_waited_total", STORAGE, Event::Waited,
+        "vCons that the storage did not get as it waits for its budget, for its server, or to be mended"),
     times("conserver_storage_duration_seconds", STORAGE,
         "Each attempt to save a vCon in the storage"),
     gauge("conserver_queue_length", &["list", "kind"], MetricSource::Queues,
@@ -225,6 +234,8 @@ pub const TABLE: &[Metric] = &[
         "Whether Redis answers the monitor"),
     gauge("conserver_hold_seconds", &["kind", "name"], MetricSource::Holds,
         "For how long chains have been on hold for this (kind: link, storage, list, tracer, hook)"),
+    gauge("conserver_wait_seconds", &["kind", "name", "for"], MetricSource::Waits,
+        "For how long a link or storage has waited for its budget, or as its server asks (for: budget, server)"),
     gauge("conserver_paused", &["kind", "name"], MetricSource::Paused,
         "1 for each list and chain that operators have paused (kind: list, chain)"),
     counter("conserver_follower_pulled_total", FOLLOWER, MetricSource::Followers(FollowerFigure::Pulled),
@@ -261,6 +272,7 @@ pub(in crate::monitor::server) struct MetricInputs {
     pub snapshot: Snapshot,
     pub queues: Queues,
     pub holds: Vec<Hold>,
+    pub waits: Vec<StageWait>,
     pub paused: Vec<Pause>,
     /// The statistics of each follower.
     pub followers: BTreeMap<String, FollowerStats>,
@@ -360,6 +372,7 @@ impl MetricInputs {
             ))],
             MetricSource::Followers(figure) => self.followers(figure),
             MetricSource::Holds => self.holds.iter().map(hold).collect(),
+            MetricSource::Waits => self.waits.iter().map(wait).collect(),
             MetricSource::Paused => {
                 let paused = self.paused.iter();
                 paused
@@ -454,6 +467,14 @@ fn count(series: &Series, event: Event) -> SampleValue {
 fn hold(hold: &Hold) -> Sample {
     let (kind, name) = hold.stage.split_once(' ').unwrap_or((&hold.stage, ""));
     labelled([kind, name], SampleValue::Whole(hold.seconds))
+}
+
+fn wait(wait: &StageWait) -> Sample {
+    let (kind, name) = wait.stage.split_once(' ').unwrap_or((&wait.stage, ""));
+    labelled(
+        [kind, name, wait.waits_for],
+        SampleValue::Whole(wait.seconds),
+    )
 }
 
 fn alone(value: SampleValue) -> Sample {

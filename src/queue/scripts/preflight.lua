@@ -1,6 +1,6 @@
 -- Tries every command that scripts and lanes need, on keys of its own, and the rights to other keys. Leaves nothing behind.
 -- KEYS: two strings, a list, a hash, a set, a sorted set, that nobody else uses.
--- ARGV: 1 if documents are added to a sorted set, 1 if the sorted set shows how documents are stored, then keys to which
+-- ARGV: 1 if documents are added to a sorted set, 2 if slots are leased (3: both), 1 if the sorted set shows how documents are stored, then keys to which
 --       the rights are tried: nothing is written to those.
 -- Returns {commands that are refused, keys that are refused}.
 
@@ -65,9 +65,15 @@ try('SADD', set, 'member')
 try('EXPIRE', set, 60)
 try('SMEMBERS', set)
 try('SREM', set, 'member')
-if ARGV[1] == '1' then
+if ARGV[1] ~= '0' then
   try('ZADD', sorted, 1, 'member')
   try('EXPIRE', sorted, 60)
+end
+if ARGV[1] >= '2' then
+  try('ZCARD', sorted)
+  try('ZRANGE', sorted, 0, 0)
+  try('ZREM', sorted, 'member')
+  try('ZREMRANGEBYSCORE', sorted, 0, 1)
 end
 if ARGV[2] == '1' and not is_refused(redis.pcall('JSON.GET', second)) then try('ZREVRANGE', sorted, 0, 1) end
 try('TIME')

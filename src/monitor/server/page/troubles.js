@@ -3,7 +3,7 @@
 const troubles = new Map();
 let spoken = "";
 
-function showTroubles({ holds, outages, queues, redis_away_seconds, redis_error, paused }) {
+function showTroubles({ holds, outages, waits, queues, redis_away_seconds, redis_error, paused }) {
   const found = [];
   if (redis_away_seconds !== null) {
     const what = `Redis has been unavailable for ${duration(redis_away_seconds)}`;
@@ -12,7 +12,7 @@ function showTroubles({ holds, outages, queues, redis_away_seconds, redis_error,
   for (const hold of holds) {
     const { stage, chains, workers, seconds } = hold;
     const waits = chains.length ? `; waiting: chain ${chains.join(", ")}` : "";
-    const fault = stage.startsWith("list ") ? "is not a list" : "is unavailable";
+    const fault = stage.startsWith("list ") ? "is not a list" : hold.denied ? "denies access" : "is unavailable";
     const what = `On hold for ${duration(seconds)}: ${stage} ${fault} (${ofWorkers(workers)})${waits}`;
     found.push({ key: `hold ${stage}`, what, why: reason(hold), brief: `${stage} ${fault}` });
   }
@@ -23,6 +23,13 @@ function showTroubles({ holds, outages, queues, redis_away_seconds, redis_error,
     const since = `${duration(seconds)} (${ofWorkers(workers)})`;
     const what = `Storage ${storage} has been unavailable for ${since}: ${waits} in its backlog, chains go on`;
     found.push({ key: `outage ${storage}`, what, why: reason(outage), brief: `storage ${storage} is unavailable` });
+  }
+  for (const { stage, waits_for, chains, workers, seconds_left } of waits ?? []) {
+    const until = new Date(Date.now() + 1000 * seconds_left).toLocaleTimeString("en-GB");
+    const brief = waits_for === "budget" ? `${stage} waits for its budget` : `${stage} waits, as its server asks`;
+    const what = waits_for === "budget" ? brief : `${stage} waits until ${until}, as its server asks`;
+    const why = `${ofWorkers(workers)}${chains.length ? `; waiting with it: chain ${chains.join(", ")}` : ""}`;
+    found.push({ key: `wait ${stage}`, what, why, brief, isWait: true });
   }
   for (const { kind, name, since, by } of paused ?? []) {
     const when = new Date(since), at = Number.isNaN(when.getTime()) ? since : when.toLocaleString("en-GB");
@@ -51,8 +58,8 @@ function reason({ error, error_seconds, next_try_seconds }) {
 function fillTroubles(found) {
   const section = document.getElementById("troubles"), list = section.querySelector("ul");
   section.hidden = found.length === 0;
-  // What is only paused is no alarm: somebody wants it so.
-  section.classList.toggle("alarm", found.some(({ kind }) => !kind));
+  // What waits for its budget works as it should, and what is only paused is no alarm: somebody wants it so.
+  section.classList.toggle("alarm", found.some(({ kind, isWait }) => !kind && !isWait));
   const gone = new Set(troubles.keys());
   found.forEach((trouble, i) => {
     gone.delete(trouble.key);

@@ -1,0 +1,411 @@
+//! Budgets of requests, and servers that say when to come again: nobody asks too often, nothing waits with a
+//! claim, and everything else goes on.
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Conserver, Daemon, Ledger, PATIENCE, Redis, Request, chain, fresh, submit, wait_until,
+};
+
+/// A server that counts, and may take its time or say no.
+struct Counting {
+    port: u16,
+    seen: Arc<Mutex<Seen>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// When each request came, and what is in it.
+    requests: Vec<(Instant, String)>,
+    /// How many are under way, and the most that were at a time.
+    now: usize,
+    most: usize,
+}
+
+impl Counting {
+    /// Answers with a status and headers, by the number of the request and its head; after `time`.
+    fn new(
+        time: Duration,
+        answer: impl Fn(usize, &str) -> (u16, String) + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let seen = Arc::<Mutex<Seen>>::default();
+        let (counted, answer) = (Arc::clone(&seen), Arc::new(answer));
+        // Ends with the test process.
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (seen, answer) = (Arc::clone(&counted), Arc::clone(&answer));
+                thread::spawn(move || serve(stream, &seen, time, &*answer));
+            }
+        });
+        Self { port, seen }
+    }
+
+    fn ok(time: Duration) -> Self {
+        Self::new(time, |_, _| (200, String::new()))
+    }
+
+    fn seen<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
+        look(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn count(&self) -> usize {
+        self.seen(|seen| seen.requests.len())
+    }
+
+    fn options(&self) -> Value {
+        json!({"webhook-urls": [format!("http://127.0.0.1:{}/", self.port)]})
+    }
+
+    fn link(&self, limit: Value) -> Value {
+        json!({"module": "links.webhook", "options": self.options(), "limit": limit})
+    }
+
+    fn storage(&self) -> Value {
+        json!({"module": "storage.webhook", "options": self.options()})
+    }
+}
+
+fn serve(
+    stream: TcpStream,
+    seen: &Mutex<Seen>,
+    time: Duration,
+    answer: &(dyn Fn(usize, &str) -> (u16, String) + Send + Sync),
+) -> Option<()> {
+    let (request, mut stream) = Request::receive(stream)?;
+    let count = |change: &mut dyn FnMut(&mut Seen) -> usize| {
+        change(&mut seen.lock().unwrap_or_else(PoisonError::into_inner))
+    };
+    let number = count(&mut |seen| {
+        seen.requests.push((Instant::now(), request.body.clone()));
+        seen.now += 1;
+        seen.most = seen.most.max(seen.now);
+        seen.requests.len()
+    });
+    thread::sleep(time);
+    count(&mut |seen| {
+        seen.now -= 1;
+        0
+    });
+    let (status, headers) = answer(number, &request.head);
+    let text =
+        format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(text.as_bytes()).ok()?;
+    let _ = stream.read(&mut [0]);
+    Some(())
+}
+
+fn daemon(redis: &Redis, config: &Value, instance: &str) -> Conserver {
+    Conserver::with(redis)
+        .config(config)
+        .env("CONSERVER_INSTANCE", instance)
+        .env("CONSERVER_RETRY_MAX_MS", "200")
+}
+
+/// A chain with the links, and another one that needs none of them.
+fn with_another_chain(links: &[(&str, Value)]) -> Value {
+    let mut config = chain(links, &[]);
+    config["chains"]["other"] = json!({
+        "links": ["tagger"], "ingress_lists": ["light"], "egress_lists": ["lit"],
+    });
+    config
+}
+
+/// Fails if more came in any window of at least a second than the rate and the burst allow.
+fn keeps_to(times: &[Instant], rate: f64, burst: f64) {
+    for (i, first) in times.iter().enumerate() {
+        for (j, last) in times.iter().enumerate().skip(i) {
+            let window = last.duration_since(*first).as_secs_f64().clamp(1.0, 60.0);
+            let (count, most) = ((j - i + 1) as f64, rate * window + burst);
+            assert!(count <= most, "{count} in {window:.3} s, at most {most:.1}");
+        }
+    }
+}
+
+fn times(server: &Counting) -> Vec<Instant> {
+    let mut times: Vec<Instant> =
+        server.seen(|seen| seen.requests.iter().map(|(time, _)| *time).collect());
+    times.sort_unstable();
+    times
+}
+
+/// No lane has a claim, as Redis has it.
+fn nothing_is_claimed(redis: &Redis) {
+    wait_until("nothing is claimed", PATIENCE, || redis.claims().is_empty());
+}
+
+#[test]
+fn two_instances_of_four_workers_keep_to_one_rate_and_use_it() {
+    let (redis, server) = (Redis::plain(), Counting::ok(Duration::from_millis(30)));
+    let (rate, burst) = (40.0, 60.0);
+    let limit = json!({"rate": "40/s", "burst": 60, "concurrency": 20});
+    let config = with_another_chain(&[("hook", server.link(limit))]);
+    let samples = fresh(1000);
+    submit(&redis, "default", &samples);
+    let daemons =
+        ["one", "two"].map(|name| daemon(&redis, &config, name).workers(4).lanes(8).start());
+    wait_until("the server is asked", PATIENCE, || server.count() > 0);
+    let begin = Instant::now();
+    wait_until("it goes on", PATIENCE, || {
+        begin.elapsed() > Duration::from_secs(4)
+    });
+    // Meanwhile, others are through at once.
+    let others = fresh(100);
+    let submitted = Instant::now();
+    submit(&redis, "light", &others);
+    wait_until("the other chain goes on", PATIENCE, || {
+        redis.length("lit") == others.len()
+    });
+    assert!(
+        submitted.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        submitted.elapsed()
+    );
+    for daemon in &daemons {
+        let shown = daemon.conserver().run(&["status"]).stdout;
+        assert!(shown.contains("link hook waits for its budget"), "{shown}");
+        assert_eq!(daemon.status().unwrap_or_default()["holds"], json!([]));
+    }
+    wait_until("it goes on", PATIENCE, || {
+        begin.elapsed() > Duration::from_secs(12)
+    });
+    let times = times(&server);
+    let window = times[times.len() - 1]
+        .duration_since(times[0])
+        .as_secs_f64();
+    keeps_to(&times, rate, burst);
+    let used = times.len() as f64 / (rate * window);
+    assert!(used >= 0.95, "{} in {window:.1} s: {used:.3}", times.len());
+    assert!(server.seen(|seen| seen.most) <= 20);
+    // Everybody has had a share.
+    for daemon in &daemons {
+        let status = daemon.status().unwrap_or_default();
+        let done = status["chains"][0]["done"].as_u64().unwrap_or(0);
+        assert!(
+            done as f64 > 0.25 * times.len() as f64,
+            "{done} of {}",
+            times.len()
+        );
+    }
+    daemons.into_iter().for_each(Daemon::stop);
+}
+
+#[test]
+fn no_more_are_under_way_than_there_are_slots_even_if_workers_are_killed() {
+    let (redis, server) = (Redis::plain(), Counting::ok(Duration::from_millis(150)));
+    let config = with_another_chain(&[("hook", server.link(json!({"concurrency": 3})))]);
+    let samples = fresh(60);
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &config, "here").workers(3).lanes(4).start();
+    wait_until("the server is asked", PATIENCE, || server.count() > 5);
+    for number in [1, 2] {
+        let victim = daemon.workers()[&number];
+        kill(Pid::from_raw(victim), Signal::SIGKILL).expect("a worker");
+        let before = server.count();
+        wait_until("it goes on", PATIENCE, || server.count() > before + 3);
+    }
+    assert!(server.seen(|seen| seen.most) <= 3);
+    daemon.stop();
+}
+
+#[test]
+fn vcons_that_wait_for_a_budget_keep_their_order_and_no_lane_has_a_claim() {
+    let (redis, server) = (Redis::plain(), Counting::ok(Duration::ZERO));
+    let limit = json!({"rate": "60/min", "burst": 1});
+    let config = with_another_chain(&[("hook", server.link(limit))]);
+    let samples = fresh(4);
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &config, "here").workers(1).lanes(1).start();
+    wait_until("the first is through", PATIENCE, || {
+        redis.length("done") == 1
+    });
+    // The second has run the link before it, and waits in its list.
+    nothing_is_claimed(&redis);
+    wait_until("the budget is waited for", PATIENCE, || {
+        daemon.status().unwrap_or_default()["waits"][0]["waits_for"] == "budget"
+    });
+    let ids: Vec<&str> = samples.iter().map(|it| it.id.as_str()).collect();
+    wait_until("all are through", PATIENCE, || {
+        redis.length("done") == ids.len()
+    });
+    assert_eq!(redis.list("done"), ids);
+    keeps_to(&times(&server), 1.0, 1.0);
+    wait_until("nothing waits", PATIENCE, || {
+        daemon.status().unwrap_or_default()["waits"] == json!([])
+    });
+    daemon.stop();
+}
+
+#[test]
+fn what_is_used_of_a_budget_is_used_after_a_restart_and_of_one_account_by_all() {
+    let (redis, server) = (Redis::plain(), Counting::ok(Duration::ZERO));
+    let limit = json!({"account": "key", "rate": "120/h", "burst": 2});
+    let mut config = chain(
+        &[
+            ("one", server.link(limit.clone())),
+            ("two", server.link(limit)),
+        ],
+        &[],
+    );
+    config["chains"]["main"]["links"] = json!(["one", "two"]);
+    let samples = fresh(3);
+    submit(&redis, "default", &samples);
+    // A new budget has one token, and the two links share it.
+    let first = daemon(&redis, &config, "here").start();
+    wait_until("the first is used", PATIENCE, || server.count() == 1);
+    nothing_is_claimed(&redis);
+    let again = first.conserver().again();
+    first.stop();
+    let second = again.start();
+    wait_until("the budget is waited for", PATIENCE, || {
+        second.status().unwrap_or_default()["waits"][0]["waits_for"] == "budget"
+    });
+    assert_eq!(server.count(), 1);
+    second.stop();
+}
+
+#[test]
+fn a_server_that_names_a_time_is_left_alone_until_then_and_asked_right_after() {
+    for (module, is_date) in [("link", false), ("storage", true)] {
+        let redis = Redis::plain();
+        let named = move || match is_date {
+            false => "3".to_owned(),
+            true => {
+                let then = chrono::Utc::now() + Duration::from_secs(4);
+                then.format("%a, %d %b %Y %H:%M:%S GMT").to_string()
+            }
+        };
+        let server = Counting::new(Duration::from_millis(50), move |number, _| match number {
+            1 => (429, format!("Retry-After: {}\r\n", named())),
+            _ => (200, String::new()),
+        });
+        let config = match module {
+            "link" => {
+                let link = json!({"module": "links.webhook", "options": server.options()});
+                with_another_chain(&[("hook", link)])
+            }
+            _ => {
+                let mut config = chain(&[], &[("hook", server.storage())]);
+                config["chains"]["other"] = json!({
+                    "links": ["tagger"], "ingress_lists": ["light"], "egress_lists": ["lit"],
+                });
+                config
+            }
+        };
+        let first = fresh(1);
+        submit(&redis, "default", &first);
+        let daemon = daemon(&redis, &config, "here").workers(1).lanes(4).start();
+        wait_until("it waits", PATIENCE, || {
+            daemon.status().unwrap_or_default()["waits"][0]["waits_for"] == "server"
+        });
+        nothing_is_claimed(&redis);
+        let shown = daemon.conserver().run(&["status"]).stdout;
+        assert!(
+            shown.contains("hook waits until ") && shown.contains("as its server asks"),
+            "{shown}"
+        );
+        let others = fresh(20);
+        submit(&redis, "light", &others);
+        wait_until("the other chain goes on", PATIENCE, || {
+            redis.length("lit") == 20
+        });
+        wait_until("it is asked again", PATIENCE, || redis.length("done") == 1);
+        let times = times(&server);
+        let pause = times[1].duration_since(times[0]).as_secs_f64();
+        let (least, most) = if is_date { (3.0, 4.6) } else { (3.05, 3.6) };
+        assert!((least..most).contains(&pause), "{module}: {pause}");
+        assert_eq!(times.len(), 2);
+        assert_eq!(redis.keys("DLQ:*"), Vec::<String>::new());
+        daemon.stop();
+    }
+}
+
+#[test]
+fn what_denies_access_holds_its_chain_and_goes_on_with_a_right_key() {
+    let redis = Redis::plain();
+    let server = Counting::new(Duration::ZERO, |_, head| {
+        match head.contains("x-key: right") {
+            true => (200, String::new()),
+            false => (401, String::new()),
+        }
+    });
+    let config = |key: &str| {
+        let mut options = server.options();
+        options["headers"] = json!({"X-Key": key});
+        with_another_chain(&[(
+            "hook",
+            json!({"module": "links.webhook", "options": options}),
+        )])
+    };
+    let samples = fresh(20);
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &config("wrong"), "here")
+        .workers(2)
+        .lanes(4)
+        .start();
+    daemon.wait_for_log("link hook denies access", PATIENCE);
+    wait_until("it is a hold", PATIENCE, || {
+        daemon.status().unwrap_or_default()["holds"][0]["denied"] == true
+    });
+    let shown = daemon.conserver().run(&["status"]).stdout;
+    assert!(
+        shown.contains("On hold: link hook denies access"),
+        "{shown}"
+    );
+    assert!(shown.contains("401"), "{shown}");
+    let others = fresh(20);
+    submit(&redis, "light", &others);
+    wait_until("the other chain goes on", PATIENCE, || {
+        redis.length("lit") == 20
+    });
+    let denied = server.count();
+    wait_until("it is tried now and then", PATIENCE, || {
+        server.count() > denied
+    });
+    daemon.reconfigure(&config("right"));
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(
+        daemon.count_in_log("link hook denies access"),
+        1,
+        "{}",
+        daemon.log()
+    );
+    assert_eq!(redis.keys("DLQ:*"), Vec::<String>::new());
+    let bodies: HashSet<String> =
+        server.seen(|seen| seen.requests.iter().map(|(_, body)| body.clone()).collect());
+    assert_eq!(bodies.len(), samples.len());
+    daemon.stop();
+}
+
+#[test]
+fn an_account_with_two_budgets_is_a_fault_that_names_both_lines() {
+    let text = "\
+links:
+  one: {module: links.tag, options: {tags: [a]}, limit: {account: key, rate: 5/s}}
+  two: {module: links.tag, options: {tags: [a]}, limit: {account: key, rate: 6/s}}
+  three: {module: links.tag, options: {tags: [a]}, limit: {burst: 2}}
+chains: {main: {links: [one, two, three], ingress_lists: [in]}}
+";
+    let checked = Conserver::without_redis().config_text(text).run(&["check"]);
+    for part in [
+        "config.yml:3: links.two.limit: account `key` has rate 6/s, burst 6 here (line 3) and rate 5/s, burst 5 \
+         in links.one.limit (line 2)",
+        "config.yml:4: links.three.limit",
+    ] {
+        assert!(
+            checked.output().contains(part),
+            "{part}: {}",
+            checked.output()
+        );
+    }
+}
