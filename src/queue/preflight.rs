@@ -414,6 +414,7 @@ impl Rehearsal {
             expire: Some(EXPIRY),
             egress: std::slice::from_ref(&self.egress),
             routes: &[],
+            context: &claim.context,
             failed_storages: &[],
         };
         let finished = self.queue.finish(&claim, &finish);

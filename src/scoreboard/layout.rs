@@ -25,7 +25,7 @@ use super::histogram::BUCKETS;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 14;
+pub const VERSION: u64 = 15;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -105,6 +105,10 @@ pub mod child {
 
 /// The worker's own words of a slot.
 pub mod worker {
+    /// Spans (of the monitor: exports of metrics) that the collector has taken from this worker and its predecessors.
+    pub const TELEMETRY_SENT: usize = 12;
+    /// The same that nobody has got.
+    pub const TELEMETRY_DROPPED: usize = 13;
     /// Of the monitor: the time up to which its last good look at the pauses counts, see `Slot::note_pauses_look`.
     pub const PAUSES_LOOKED: usize = 14;
     /// Of the monitor: the version of the pauses in force, which stand in a file beside the scoreboard. 0 before its
@@ -182,7 +186,7 @@ pub mod outage {
 }
 
 /// Words of a lane.
-pub const LANE: usize = 8;
+pub const LANE: usize = 9;
 
 /// A lane's words.
 pub mod lane {
@@ -196,6 +200,8 @@ pub mod lane {
     pub const STEP: usize = 6;
     /// While a request for work may be on its way to Redis: 1 more than the version of the pauses that it follows.
     pub const CLAIMING: usize = 7;
+    /// 1 more than the position in the configuration of the chain that the vCon is in; not part of the checksum.
+    pub const CHAIN: usize = 8;
 }
 
 /// The fewest series there is room for.
@@ -251,6 +257,12 @@ impl Shape {
             held: stages.min(MOST_SERIES).div_ceil(BITS).max(2),
             reasons: (2 * (links + storages)).clamp(FEWEST_REASONS, MOST_REASONS),
         }
+    }
+
+    /// With room for this many more series, and as many again.
+    pub fn with_more_series(self, more: usize) -> Self {
+        let series = self.series.saturating_add(2 * more).min(MOST_SERIES);
+        Self { series, ..self }
     }
 
     /// Whether a scoreboard can have these sizes.

@@ -401,6 +401,7 @@ mod tests {
                 since: *since,
                 limit: *limit,
                 step: LaneStep::Load,
+                chain: None,
             };
         WorkerView {
             held: None,
@@ -475,6 +476,7 @@ mod tests {
             since: NOW - busy,
             limit: None,
             step: LaneStep::Load,
+            chain: None,
         };
         WorkerView {
             held: None,

@@ -394,6 +394,9 @@ impl Pipeline<'_, '_, '_> {
         self.count(Event::Failed);
         self.count(Event::DeadLettered);
         let meters = self.modules.meters();
+        if !self.is_backlog {
+            meters.list(&self.claim.list).count(Event::DeadLettered);
+        }
         for meter in failure
             .stages
             .iter()
@@ -634,6 +637,7 @@ fn requeue_in_backlog(
         expire: None,
         egress: &[],
         routes: &[],
+        context: &[],
         failed_storages: letters,
     };
     Ok(match queue.finish(claim, &finish)? {
