@@ -414,7 +414,7 @@ impl Rehearsal {
             expire: Some(EXPIRY),
             egress: std::slice::from_ref(&self.egress),
             routes: &[],
-            context: &claim.context,
+            context: None,
             failed_storages: &[],
         };
         let finished = self.queue.finish(&claim, &finish);

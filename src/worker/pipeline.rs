@@ -697,10 +697,7 @@ impl Pipeline<'_, '_, '_> {
         let id = job.id().clone();
         let routes = job.progress.routes_besides(&id, egress);
         let letters = self.storage_letters(job, &id);
-        let context = match &self.trace {
-            Some(trace) => trace.context().to_vec(),
-            None => self.claim.context.clone(),
-        };
+        let context = self.trace.as_ref().map(|it| it.context().to_vec());
         // Even if nothing changed: storages that were given an old version must get the new one.
         let is_compared = changed.is_some() || job.progress.is_stored();
         let document = job.base.as_deref().filter(|_| is_compared);
@@ -715,7 +712,7 @@ impl Pipeline<'_, '_, '_> {
             expire: job.progress.expire().filter(|_| job.base.is_some()),
             egress,
             routes: &routes,
-            context: &context,
+            context: context.as_deref(),
             failed_storages: &letters,
         };
         loop {

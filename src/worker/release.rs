@@ -637,7 +637,7 @@ fn requeue_in_backlog(
         expire: None,
         egress: &[],
         routes: &[],
-        context: &[],
+        context: None,
         failed_storages: letters,
     };
     Ok(match queue.finish(claim, &finish)? {

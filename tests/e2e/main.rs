@@ -118,6 +118,7 @@ mod storage_outage;
 mod submit;
 mod supervision;
 mod systemd;
+mod telemetry;
 mod top;
 mod torture;
 mod turns;
