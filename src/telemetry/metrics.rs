@@ -352,3 +352,31 @@ fn buckets(times: &Times) -> Vec<u64> {
         .map(|up_to| up_to - std::mem::replace(&mut below, up_to))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scoreboard::histogram;
+
+    #[test]
+    fn each_time_is_in_the_bucket_whose_bound_is_the_first_that_is_not_below_it() {
+        let seconds = [0.0, 0.001, 0.001, 0.5, 0.501, 2_000.0];
+        let times = histogram(&seconds);
+        let counts = buckets(&times);
+        let bounds: Vec<f64> = BOUNDS.map(|power| 2_f64.powi(power)).collect();
+        assert_eq!(counts.len(), bounds.len() + 1);
+        let of = |bound: f64| {
+            let place = bounds
+                .iter()
+                .position(|it| (it - bound).abs() < f64::EPSILON);
+            place.map(|place| counts[place])
+        };
+        assert_eq!(counts[0], 1);
+        // A millisecond is between 2^-10 and 2^-9 seconds.
+        assert_eq!(of(2_f64.powi(-9)), Some(2));
+        assert_eq!(of(0.5), Some(1));
+        assert_eq!(of(1.0), Some(1));
+        assert_eq!(counts.last(), Some(&1));
+        assert_eq!(counts.iter().sum::<u64>(), 6);
+    }
+}

@@ -4,6 +4,7 @@ use std::process;
 
 use opentelemetry::KeyValue;
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::resource::TelemetryResourceDetector;
 
 use crate::settings::TelemetrySettings;
 
@@ -11,9 +12,6 @@ const SERVICE_NAME: &str = "service.name";
 
 /// What the existing server is called.
 const DEFAULT_NAME: &str = "vcon-server";
-
-/// The version of the crates that make the spans.
-const SDK_VERSION: &str = "0.33";
 
 /// The resource of this process. What an operator sets stands above what is found out here.
 pub(super) fn resource(settings: &TelemetrySettings) -> Resource {
@@ -27,15 +25,13 @@ pub(super) fn resource(settings: &TelemetrySettings) -> Resource {
             format!("{host}-pid-{}", process::id()),
         ),
         KeyValue::new("host.name", host),
-        KeyValue::new("telemetry.sdk.name", "opentelemetry"),
-        KeyValue::new("telemetry.sdk.language", "rust"),
-        KeyValue::new("telemetry.sdk.version", SDK_VERSION),
     ];
     let set = settings.attributes.iter();
     let set = set.map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
     let name = settings.service_name.clone();
     let name = name.map(|name| KeyValue::new(SERVICE_NAME, name));
     Resource::builder_empty()
+        .with_detector(Box::new(TelemetryResourceDetector))
         .with_attributes(of_process)
         .with_attributes(set)
         .with_attributes(name)

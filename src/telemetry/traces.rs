@@ -336,7 +336,7 @@ impl SpanProcessor for QueueProcessor {
     fn on_end(&self, span: SpanData) {
         if self.spans.try_send(span).is_err() {
             self.lost.count(1);
-        } else if self.spans.len() == BATCH {
+        } else if self.spans.len() >= BATCH {
             // Otherwise the thread looks by itself: to wake it for each span would cost the lanes more than the span.
             let _ = self.wake.try_send(());
         }
@@ -355,6 +355,8 @@ impl SpanProcessor for QueueProcessor {
 struct Lost {
     slot: Slot,
     unlogged: AtomicU64,
+    /// How many are being sent, of which it is not known yet.
+    sending: AtomicU64,
 }
 
 impl std::fmt::Debug for Lost {
@@ -368,6 +370,7 @@ impl Lost {
         Arc::new(Self {
             slot,
             unlogged: AtomicU64::new(0),
+            sending: AtomicU64::new(0),
         })
     }
 
@@ -382,6 +385,8 @@ struct ExporterThread {
     /// Tells the thread to send what waits and to end, by this time.
     stop: Sender<Instant>,
     ended: Receiver<()>,
+    waiting: Receiver<SpanData>,
+    lost: Arc<Lost>,
 }
 
 impl ExporterThread {
@@ -398,7 +403,7 @@ impl ExporterThread {
             exporter,
             collector,
             lost: Arc::clone(&lost),
-            waiting,
+            waiting: waiting.clone(),
             failing_since: None,
             logged: None,
         };
@@ -408,13 +413,25 @@ impl ExporterThread {
         };
         let thread = thread::Builder::new().name("telemetry".to_owned());
         thread.spawn(run)?;
-        Ok((QueueProcessor { spans, wake, lost }, Self { stop, ended }))
+        let exporter = Self {
+            stop,
+            ended,
+            waiting,
+            lost: Arc::clone(&lost),
+        };
+        Ok((QueueProcessor { spans, wake, lost }, exporter))
     }
 
     fn close(&self, limit: Duration) {
-        if self.stop.try_send(Instant::now() + limit).is_ok() {
-            // The thread closes the channel at its end.
-            let _: Result<(), RecvTimeoutError> = self.ended.recv_timeout(limit);
+        if self.stop.try_send(Instant::now() + limit).is_err() {
+            return;
+        }
+        // The thread closes the channel at its end.
+        if self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+            let left = self.waiting.len() as u64 + self.lost.sending.load(Ordering::Relaxed);
+            self.lost.slot.count_telemetry_dropped(left);
+            let left = counted(left, "span");
+            log::warn!("{left} dropped: the collector has not taken them before the worker ended");
         }
     }
 }
@@ -473,7 +490,9 @@ impl Exporting {
 
     fn send(&mut self, batch: Vec<SpanData>, count: u64) {
         // It tries again, within the time limit, what may pass.
+        self.lost.sending.store(count, Ordering::Relaxed);
         let taken = finished(self.exporter.export(batch));
+        self.lost.sending.store(0, Ordering::Relaxed);
         if let Some(Ok(())) = taken {
             let refused = self.collector.take_rejected().min(count);
             self.lost.slot.count_telemetry_sent(count - refused);

@@ -491,6 +491,7 @@ fn beside(collector: &Collector, redis: &Redis, monitor: &Monitor) -> Daemon {
         .workers(2)
         .lanes(2)
         .env("CONSERVER_HTTP", monitor.setting())
+        .env("OTEL_EXPORTER_OTLP_TIMEOUT", "3000")
         .start();
     let samples = fresh(3000);
     submit(redis, "default", &samples);
@@ -574,6 +575,20 @@ fn what_a_collector_refuses_of_a_request_is_counted_and_a_collector_that_is_back
     });
     assert_eq!(dropped(&monitor, "traces"), 4.0);
     daemon.stop();
+}
+
+#[test]
+fn a_collector_that_is_restarted_misses_no_span() {
+    let (redis, collector) = (Redis::plain(), Collector::start());
+    let _daemon = with(&redis, &collector).config(&chain(&[], &[])).start();
+    let samples = fresh(40);
+    submit(&redis, "default", &samples[..20]);
+    collector.wait_for_spans(40);
+    collector.end();
+    submit(&redis, "default", &samples[20..]);
+    Ledger::of(&redis, &samples).settles();
+    collector.begin();
+    assert_eq!(collector.wait_for_spans(80).len(), 80);
 }
 
 #[test]
