@@ -104,7 +104,7 @@ impl Tracing {
 
     /// Begins the trace of a vCon. `entry` is its UUID, and `producer` the context that came with it, if any.
     pub fn begin(&self, entry: &str, chain: &str, producer: &[u8]) -> VconTrace {
-        let links = producer_context(producer).map(|context| Link::with_context(context));
+        let links = producer_context(producer).map(Link::with_context);
         let builder = SpanBuilder::from_name(format!("vcon_processing.{chain}"))
             .with_links(links.into_iter().collect())
             .with_attributes([
