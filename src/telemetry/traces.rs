@@ -481,6 +481,8 @@ impl Exporting {
             let count = batch.len();
             left = left.saturating_sub(count.max(1));
             self.send(batch, count as u64);
+            // A collector that hangs takes long for each batch.
+            self.log_lost();
             if until.is_some() && self.failing_since.is_some() {
                 // The end does not wait for a collector that takes nothing.
                 return;
