@@ -79,6 +79,7 @@
 //! - [`supervisor`]: starts, watches, replaces and drains the workers and the monitor.
 //! - [`monitor`]: the process beside the workers, and its HTTP.
 //! - [`worker`]: lanes, and the way of a vCon from claim to finish.
+//! - [`telemetry`]: traces and metrics for a collector of OpenTelemetry.
 //! - [`view`]: what a daemon does, in words and numbers, as `status` and the monitor show it.
 //! - [`child`]: what a child process of the supervisor is told, and does first.
 //! - [`queue`]: the work in Redis: claims, dead letters, recovery, each step one atomic script.
@@ -193,6 +194,7 @@ pub mod storage;
 pub mod supervisor;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod telemetry;
 pub mod vcon;
 pub mod view;
 pub mod visible;

@@ -6,7 +6,7 @@ use std::{fmt, iter};
 const SHORTEST: usize = 6;
 
 /// Parts of the names of variables and options whose values are not to be shown.
-const SECRET_NAMES: [&str; 14] = [
+const SECRET_NAMES: [&str; 15] = [
     "PWD",
     "CONN",
     "WEBHOOK",
@@ -21,6 +21,8 @@ const SECRET_NAMES: [&str; 14] = [
     "PRIVATE",
     "PROXY_URL",
     "DSN",
+    // Of requests, as OTEL_EXPORTER_OTLP_HEADERS.
+    "HEADERS",
 ];
 
 /// Whether a variable or option of this name holds what is not to be shown.

@@ -17,7 +17,7 @@
 # started: each test starts servers of its own, in folders of its own.
 # Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs, moto, two servers with the
 # API of Elasticsearch, one with the protocol of MongoDB, Python clients of Redis, MongoDB and SSH, the parsers of
-# Prometheus' Python client, Prometheus with its promtool where the distribution has it, and axe-core.
+# Prometheus' Python client, OpenTelemetry's messages for Python, Prometheus with its promtool where the distribution has it, and axe-core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,6 +28,7 @@ moto='moto[server]==5.2.5'
 noida_db=noida-db==0.2.3
 osmem_server=osmem-server==0.1.6
 prometheus_client=prometheus-client==0.26.0
+opentelemetry_proto=opentelemetry-proto==1.45.2
 secantusdb=secantusdb==0.7.0b3
 axe=axe-playwright-python==0.1.8
 # What modules of a deployment import.
@@ -83,7 +84,8 @@ has_everything() {
   done
   has_postgres && has_pgbouncer && has_nginx && has_sshd && has_browser || return 1
   { [ -e "$cache/rejson.so" ] && [ -e "$cache/moto" ] && [ -e "$cache/noida-db" ] && [ -e "$cache/osmem-server" ] &&
-    [ -e "$cache/prometheus-client" ] && [ -e "$cache/secantusdb" ] && [ -e "$cache/python-libraries" ]; } ||
+    [ -e "$cache/prometheus-client" ] && [ -e "$cache/opentelemetry-proto" ] && [ -e "$cache/secantusdb" ] &&
+    [ -e "$cache/python-libraries" ]; } ||
     python3 -m pip --version >/dev/null 2>&1
 }
 
@@ -275,6 +277,10 @@ fi
 if [ ! -e "$cache/prometheus-client" ]; then
   say "Installing the parsers of Prometheus' Python client, for tests, into $cache"
   install_python prometheus-client "$prometheus_client"
+fi
+if [ ! -e "$cache/opentelemetry-proto" ]; then
+  say "Installing the messages of OpenTelemetry for Python, for tests, into $cache"
+  install_python opentelemetry-proto "$opentelemetry_proto"
 fi
 if [ ! -e "$cache/secantusdb" ]; then
   say "Installing SecantusDB, a server with MongoDB's protocol, for tests, into $cache"

@@ -56,6 +56,7 @@ impl Bench {
             expire: None,
             egress: &egress,
             routes: &[],
+            context: None,
             failed_storages: &[],
         };
         self.queue.finish(claim, &finish).expect("Redis");

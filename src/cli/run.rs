@@ -60,6 +60,9 @@ pub fn run(settings: Settings, env_file: &EnvFile) -> Exit {
              next daemon waits until the lease has run out"
         );
     }
+    if let Some(warning) = settings.telemetry.warning() {
+        log::warn!("{warning}");
+    }
     for warning in settings::misspelt() {
         log::warn!("{warning}");
     }

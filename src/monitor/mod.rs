@@ -3,7 +3,8 @@
 //!
 //! Its other duties have threads of their own: `ingress_watch` watches the ingress lists and wakes idle lanes, `ttl`
 //! keeps waiting documents from expiring, `pauses` puts in force what operators have paused,
-//! `followers` pulls vCons from other servers, `server` answers by HTTP.
+//! `followers` pulls vCons from other servers, `server` answers by HTTP, and `crate::telemetry` sends metrics to a
+//! collector.
 //!
 //! Before its first heartbeat it checks whether Redis is fit for the work. It waits for a server that is
 //! unavailable or lacks rights. A `REDIS_URL` that the server refuses, and a Redis Cluster, end the daemon: somebody
@@ -39,6 +40,7 @@ use crate::queue::{
 use crate::scoreboard::Slot;
 use crate::settings::{RedisUrl, Settings};
 use crate::sys;
+use crate::telemetry;
 use crate::worker::{count_poison, report_recovered};
 use followers::StatsByFollower;
 
@@ -63,9 +65,10 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         pauses::start(child, settings, &server)?;
         ingress_watch::start(child, settings, &server, &lease)?;
         let followers = followers::start(child, settings, &server, &stats)?;
-        Ok((ttl, followers))
+        let metrics = telemetry::start(child, settings, &server)?;
+        Ok((ttl, followers, metrics))
     });
-    let (ttl, followers) = match started {
+    let (ttl, followers, metrics) = match started {
         Ok(started) => started,
         Err(error) => {
             log::error!("{} could not start a thread: {error}", child.name);
@@ -148,6 +151,9 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
                 http.close();
             }
             ttl.close();
+            if let Some(metrics) = metrics {
+                metrics.close();
+            }
             followers.wait_for_release();
             if let Err(error) = queue.release_lease() {
                 log::debug!("could not release the lease, it will expire: {error}");

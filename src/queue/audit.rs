@@ -459,6 +459,25 @@ impl Lengths {
         Ok((counts, of_hashes))
     }
 
+    /// The memory that the server uses, in bytes; `None` if the user may not ask for it.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or does not serve at present.
+    pub fn memory(&mut self) -> Result<Option<u64>, QueueError> {
+        let mut connection = self.connect()?;
+        let mut asked = redis::pipe();
+        asked.cmd("INFO").arg("memory");
+        let mut replies = round_trip(&mut connection, &asked)?.into_iter();
+        self.connected = Some(connection);
+        let reply = replies.next().unwrap_or(Value::Nil);
+        let text: Option<String> = redis::from_redis_value(reply).ok();
+        let text = text.unwrap_or_default();
+        let mut used = text
+            .lines()
+            .filter_map(|it| it.strip_prefix("used_memory:"));
+        Ok(used.next().and_then(|bytes| bytes.trim().parse().ok()))
+    }
+
     /// The dead letters of these queues in groups, as far as the limits allow.
     ///
     /// # Errors

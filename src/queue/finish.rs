@@ -37,6 +37,8 @@ pub struct Finish<'a> {
     pub egress: &'a [ListName],
     /// What links announce besides.
     pub routes: &'a [Announcement],
+    /// The context that goes with it to these lists, a JSON text; `None` if it is the one that came with the claim.
+    pub context: Option<&'a [u8]>,
     /// The storages that failed to save it.
     pub failed_storages: &'a [FailedStorage],
 }
@@ -164,6 +166,7 @@ impl Queue {
         self.was_small_string
             && !claim.is_noted
             && claim.context.is_empty()
+            && (finish.context.is_none() || finish.egress.is_empty())
             && claim.id().as_ref() == Some(finish.id)
             && finish.expire.is_none()
             && finish.routes.is_empty()
@@ -370,7 +373,8 @@ impl Queue {
         self.add_claim(&mut call, lists, &pushes);
         call.arg(&claim.token).arg(&claim.entry);
         call.arg(claim.progress_field());
-        call.arg(&claim.context).arg(self.expiry.context);
+        call.arg(finish.context.unwrap_or(&claim.context));
+        call.arg(self.expiry.context);
         call.arg(u8::from(claim.is_noted));
         call.arg(finish.id.key());
         for part in document {

@@ -421,6 +421,7 @@ impl Rehearsal {
             expire: Some(EXPIRY),
             egress: std::slice::from_ref(&self.egress),
             routes: &[],
+            context: None,
             failed_storages: &[],
         };
         let finished = self.queue.finish(&claim, &finish);

@@ -24,10 +24,24 @@ pub enum SeriesKind {
     Link,
     /// A storage, likewise.
     Storage,
+    /// An ingress list: the vCons that came from it. This one and the next are there only if metrics are sent to a
+    /// collector.
+    List,
+    /// A link in one chain, by [`chain_link_name`].
+    ChainLink,
+    /// The failed attempts at a storage alone.
+    StorageFailure,
 }
 
 impl SeriesKind {
-    const ALL: &'static [Self] = &[Self::Chain, Self::Link, Self::Storage];
+    const ALL: &'static [Self] = &[
+        Self::Chain,
+        Self::Link,
+        Self::Storage,
+        Self::List,
+        Self::ChainLink,
+        Self::StorageFailure,
+    ];
 }
 
 /// The longest name, in bytes; a longer one is cut.
@@ -58,6 +72,11 @@ fn read_name(words: &[u64; NAME]) -> Option<(SeriesKind, String)> {
 /// A name as readers of the scoreboard see it: cut, and made printable.
 pub fn shown_name(name: &str) -> String {
     printable(&name[..name.floor_char_boundary(LONGEST)]).into_owned()
+}
+
+/// The name of the series of a link in one chain: both names as JSON.
+pub fn chain_link_name(chain: &str, link: &str) -> String {
+    serde_json::json!([chain, link]).to_string()
 }
 
 /// What is counted. A chain counts vCons; a link or storage counts what it is asked to do.
@@ -111,6 +130,11 @@ impl Meter {
         Self(Some((Arc::clone(words), start)))
     }
 
+    /// Whether it counts nothing.
+    pub fn is_silent(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Counts an event.
     pub fn count(&self, event: Event) {
         self.add(meter::COUNTS + event as usize, 1);
@@ -148,6 +172,12 @@ impl Series {
     /// How often this has happened.
     pub fn count(&self, event: Event) -> u64 {
         self.counts[event as usize]
+    }
+
+    /// The chain and the link of a [`SeriesKind::ChainLink`]; `None` for others, and for names that were cut.
+    pub fn chain_and_link(&self) -> Option<(String, String)> {
+        let is_one = self.kind == SeriesKind::ChainLink;
+        is_one.then(|| serde_json::from_str(&self.name).ok())?
     }
 
     fn of((kind, name): (SeriesKind, String), meter: &[u64; METER]) -> Self {

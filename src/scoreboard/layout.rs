@@ -106,7 +106,11 @@ pub mod child {
 /// The worker's own words of a slot.
 pub mod worker {
     /// Since when a stage waits for its budget, or until its server wants to be asked again.
-    pub const WAITING_SINCE: usize = 13;
+    pub const WAITING_SINCE: usize = 11;
+    /// Spans (of the monitor: exports of metrics) that the collector has taken from this worker and its predecessors.
+    pub const TELEMETRY_SENT: usize = 12;
+    /// The same that nobody has got.
+    pub const TELEMETRY_DROPPED: usize = 13;
     /// Of the monitor: the time up to which its last good look at the pauses counts, see `Slot::note_pauses_look`.
     pub const PAUSES_LOOKED: usize = 14;
     /// Of the monitor: the version of the pauses in force, which stand in a file beside the scoreboard. 0 before its
@@ -186,7 +190,7 @@ pub mod outage {
 }
 
 /// Words of a lane.
-pub const LANE: usize = 8;
+pub const LANE: usize = 9;
 
 /// A lane's words.
 pub mod lane {
@@ -200,6 +204,8 @@ pub mod lane {
     pub const STEP: usize = 6;
     /// While a request for work may be on its way to Redis: 1 more than the version of the pauses that it follows.
     pub const CLAIMING: usize = 7;
+    /// 1 more than the position in the configuration of the chain that the vCon is in; not part of the checksum.
+    pub const CHAIN: usize = 8;
 }
 
 /// The fewest series there is room for.
@@ -255,6 +261,12 @@ impl Shape {
             held: stages.min(MOST_SERIES).div_ceil(BITS).max(2),
             reasons: (2 * (links + storages)).clamp(FEWEST_REASONS, MOST_REASONS),
         }
+    }
+
+    /// With room for this many more series, and as many again.
+    pub fn with_more_series(self, more: usize) -> Self {
+        let series = self.series.saturating_add(2 * more).min(MOST_SERIES);
+        Self { series, ..self }
     }
 
     /// Whether a scoreboard can have these sizes.

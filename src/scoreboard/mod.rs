@@ -24,7 +24,7 @@ mod slot;
 mod snapshot;
 
 pub use board::{Board, BoardError, BoardId, lock_holder, request_workers};
-pub use figures::{Event, Meter, Series, SeriesKind, shown_name};
+pub use figures::{Event, Meter, Series, SeriesKind, chain_link_name, shown_name};
 #[cfg(test)]
 pub(crate) use histogram::tests::histogram;
 pub use histogram::{Histogram, Quantile, SCHEMA};

@@ -253,6 +253,18 @@ impl Slot {
         self.word(worker::FAILED).fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts spans, or an export of metrics, that the collector has taken.
+    pub fn count_telemetry_sent(&self, count: u64) {
+        self.word(worker::TELEMETRY_SENT)
+            .fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Counts those that nobody has got.
+    pub fn count_telemetry_dropped(&self, count: u64) {
+        self.word(worker::TELEMETRY_DROPPED)
+            .fetch_add(count, Ordering::Relaxed);
+    }
+
     /// The cell of one lane, counted from 0.
     pub fn lane(&self, number: usize) -> LaneCell {
         let number = number.min(self.shape.lanes - 1);
@@ -365,6 +377,12 @@ impl LaneCell {
     /// Shows at which step of its chain the vCon is.
     pub fn step(&self, step: LaneStep) {
         self.words.words()[self.start + lane::STEP].store(step.word(), Ordering::Relaxed);
+    }
+
+    /// Shows in which chain the vCon is, by its position in the configuration, if it is in one of those.
+    pub fn chain(&self, position: Option<usize>) {
+        let word = position.map_or(0, |position| position as u64 + 1);
+        self.words.words()[self.start + lane::CHAIN].store(word, Ordering::Relaxed);
     }
 
     /// From now on a request for work may be on its way that follows the pauses of this version. To be called

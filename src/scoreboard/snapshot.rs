@@ -153,6 +153,10 @@ pub struct SlotView {
     pub returned: u64,
     /// Processor time in microseconds, likewise, as of the last heartbeat.
     pub cpu_us: u64,
+    /// Spans, or exports of metrics, that the collector has taken, likewise.
+    pub telemetry_sent: u64,
+    /// Those that nobody has got, likewise.
+    pub telemetry_dropped: u64,
 }
 
 /// What the supervisor shows of a child.
@@ -223,6 +227,8 @@ pub struct LaneView {
     pub limit: Option<u64>,
     /// The step of its chain.
     pub step: LaneStep,
+    /// The position of its chain in the configuration, if it is in one of those.
+    pub chain: Option<usize>,
 }
 
 impl LaneView {
@@ -259,6 +265,8 @@ impl SlotView {
             failed: words.get(worker::FAILED),
             returned: words.get(worker::RETURNED),
             cpu_us: words.get(worker::CPU),
+            telemetry_sent: words.get(worker::TELEMETRY_SENT),
+            telemetry_dropped: words.get(worker::TELEMETRY_DROPPED),
         }
     }
 }
@@ -341,6 +349,10 @@ impl LaneView {
             since,
             limit: Some(limit).filter(|limit| *limit > 0),
             step: LaneStep::of_word(words.get(lane::STEP)),
+            chain: words
+                .get(lane::CHAIN)
+                .checked_sub(1)
+                .and_then(|it| usize::try_from(it).ok()),
         })
     }
 }

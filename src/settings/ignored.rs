@@ -44,8 +44,8 @@ const fn ignored_for(why: &'static str, name: &'static str) -> Ignored {
 }
 
 const LOG: &str = "LOG_LEVEL and CONSERVER_LOG_FORMAT say how the log looks";
-const SENTRY: &str = "errors are in the log and in the metrics";
-const TELEMETRY: &str = "metrics are at /metrics, for Prometheus";
+const SENTRY: &str = "Sentry is not built in; errors are in the log, in /metrics and, with OTEL_EXPORTER_OTLP_ENDPOINT, in \
+                      spans";
 const API: &str = "of the API server";
 const UNUSED: &str = "without effect in the existing server too";
 
@@ -61,7 +61,6 @@ pub const IGNORED: &[Ignored] = &[
         owner: Owner::Anybody,
         ..ignored_for(SENTRY, "ENV")
     },
-    ignored_for(TELEMETRY, "OTEL_EXPORTER_OTLP_ENDPOINT"),
     ignored_for(API, "CONSERVER_API_TOKEN"),
     ignored_for(API, "CONSERVER_API_TOKEN_FILE"),
     ignored_for(API, "API_ROOT_PATH"),

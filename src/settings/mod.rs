@@ -12,6 +12,7 @@ mod reader;
 mod redis_url;
 mod sentinel_url;
 mod table;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod url;
@@ -35,6 +36,7 @@ pub use reader::{SettingsErrors, misspelt, misspelt_among};
 pub use redis_url::{NotARedisUrl, RedisUrl};
 pub use sentinel_url::Master;
 pub use table::{Setting, TABLE, markdown_table};
+pub use telemetry::TelemetrySettings;
 
 use crate::vcon::{JsonBodies, Version};
 use reader::{Reader, accepted};
@@ -135,6 +137,8 @@ pub struct Settings {
     pub critical: Critical,
     /// `EGRESS_FORMAT_VERSION`
     pub egress_version: Version,
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT` and what else concerns OpenTelemetry.
+    pub telemetry: TelemetrySettings,
 }
 
 /// How a vCon is kept under a key that is new in Redis.
@@ -327,6 +331,7 @@ impl Settings {
             egress_version: reader.parsed("EGRESS_FORMAT_VERSION", Version::Current, |text| {
                 (text == "0.0.1").then_some(Version::V0_0_1)
             }),
+            telemetry: TelemetrySettings::read(reader),
         }
     }
 }

@@ -49,6 +49,8 @@ pub struct SaveOutcome {
     pub name: Arc<str>,
     /// Whether the vCon is stored.
     pub result: Result<(), Failure>,
+    /// When it began.
+    pub started: Instant,
     /// How long it took.
     pub took: Duration,
     /// The backend that was lent. `None` after a panic: its state was unknown, and it must be
@@ -318,6 +320,7 @@ impl SaveOutcome {
         Self {
             name,
             result: Err(failure),
+            started: Instant::now(),
             took: Duration::ZERO,
             storage: None,
         }
@@ -346,6 +349,7 @@ fn save(backend: Backend, vcon: &Outgoing, deadline: Deadline) -> SaveOutcome {
     SaveOutcome {
         name,
         result,
+        started: start,
         took,
         storage,
     }

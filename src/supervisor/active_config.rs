@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::config::{Config, ConfigErrors, Source, Stamp};
 use crate::runtime_dir;
-use crate::scoreboard::{Board, SeriesKind, Shape};
+use crate::scoreboard::{Board, SeriesKind, Shape, chain_link_name};
 
 /// The configuration in force.
 pub(super) struct ActiveConfig {
@@ -23,13 +23,20 @@ pub(super) struct ActiveConfig {
     pub parsed: Arc<Config>,
     /// Its number.
     pub generation: u64,
+    /// Whether metrics are sent to a collector, which get more figures.
+    sends_metrics: bool,
 }
 
 impl ActiveConfig {
     /// Puts the first configuration in force.
-    pub fn begin(source: Source, file: PathBuf, board: &mut Board) -> io::Result<Self> {
+    pub fn begin(
+        source: Source,
+        file: PathBuf,
+        sends_metrics: bool,
+        board: &mut Board,
+    ) -> io::Result<Self> {
         runtime_dir::replace(&board.config_path(), &source.text)?;
-        make_room(&source.config, board);
+        make_room(&source.config, sends_metrics, board);
         board.set_config(1);
         Ok(Self {
             file,
@@ -37,6 +44,7 @@ impl ActiveConfig {
             text: source.text,
             parsed: Arc::new(source.config),
             generation: 1,
+            sends_metrics,
         })
     }
 
@@ -90,7 +98,7 @@ impl ActiveConfig {
         self.text = source.text;
         self.parsed = Arc::new(source.config);
         self.generation += 1;
-        make_room(&self.parsed, board);
+        make_room(&self.parsed, self.sends_metrics, board);
         board.set_config(self.generation);
         let file = self.file.display();
         log::info!("Configuration {file} was read and is in force");
@@ -108,14 +116,31 @@ pub fn log_refusal(errors: &ConfigErrors) {
 }
 
 /// The sizes of a scoreboard for this configuration, and for later ones.
-pub(super) fn shape(lanes: usize, config: &Config) -> Shape {
+pub(super) fn shape(lanes: usize, config: &Config, sends_metrics: bool) -> Shape {
     let (links, storages) = (config.links.len(), config.storages.len());
-    Shape::of(lanes, config.chains.len(), links, storages)
+    let shape = Shape::of(lanes, config.chains.len(), links, storages);
+    shape.with_more_series(for_collector(config, sends_metrics).len())
+}
+
+/// The further series that metrics for a collector are computed from.
+fn for_collector(config: &Config, sends_metrics: bool) -> Vec<(SeriesKind, String)> {
+    if !sends_metrics {
+        return Vec::new();
+    }
+    let lists = config.chains.iter().flat_map(|chain| &chain.ingress_lists);
+    let lists = lists.map(|list| (SeriesKind::List, list.to_string()));
+    let links = config.chains.iter().flat_map(|chain| {
+        let links = chain.links.iter();
+        links.map(|link| (SeriesKind::ChainLink, chain_link_name(&chain.name, link)))
+    });
+    let storages = config.storages.keys();
+    let storages = storages.map(|name| (SeriesKind::StorageFailure, name.clone()));
+    lists.chain(links).chain(storages).collect()
 }
 
 /// Makes room on the scoreboard for the figures of every chain, link and storage. vCons are processed
 /// without them too.
-fn make_room(config: &Config, board: &mut Board) {
+fn make_room(config: &Config, sends_metrics: bool, board: &mut Board) {
     let chains = config.chains.iter().map(|chain| &chain.name);
     let chains = chains.map(|name| (SeriesKind::Chain, name.as_str()));
     let links = config
@@ -127,7 +152,9 @@ fn make_room(config: &Config, board: &mut Board) {
         .keys()
         .map(|name| (SeriesKind::Storage, name.as_str()));
     // If there is too little, storages come first: they hold chains up.
-    match board.keep_figures_of(storages.chain(links).chain(chains)) {
+    let more = for_collector(config, sends_metrics);
+    let more = more.iter().map(|(kind, name)| (*kind, name.as_str()));
+    match board.keep_figures_of(storages.chain(links).chain(chains).chain(more)) {
         Ok(0) => {}
         Ok(left_out) => log::warn!(
             "no room for the figures of {left_out} chains, links and storages until the next restart"

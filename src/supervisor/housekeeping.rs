@@ -401,6 +401,7 @@ mod tests {
                 since: *since,
                 limit: *limit,
                 step: LaneStep::Load,
+                chain: None,
             };
         WorkerView {
             held: None,
@@ -476,6 +477,7 @@ mod tests {
             since: NOW - busy,
             limit: None,
             step: LaneStep::Load,
+            chain: None,
         };
         WorkerView {
             held: None,

@@ -118,13 +118,14 @@ pub fn run(settings: &Settings, source: Source) -> Result<RunResult, SupervisorE
     let folder = crate::runtime_dir::make().map_err(SupervisorError::Folder)?;
     let lanes = settings.concurrency as usize;
     let method = settings.start_method;
-    let shape = active_config::shape(lanes, &source.config);
+    let sends_metrics = settings.telemetry.metrics.is_some();
+    let shape = active_config::shape(lanes, &source.config, sends_metrics);
     let mut board = Board::create(&folder, &settings.instance, shape, method.number())?;
     board.set_stuck_after(settings.stuck_after);
     board.set_redis(&settings.redis_url.to_string());
     let file = settings.config_file.clone();
-    let active_config =
-        ActiveConfig::begin(source, file, &mut board).map_err(SupervisorError::Config)?;
+    let active_config = ActiveConfig::begin(source, file, sends_metrics, &mut board)
+        .map_err(SupervisorError::Config)?;
     let holder = Holder::this_process(board.id().nonce);
     let notify = Notify::from_env();
     let heartbeat = settings.beat();

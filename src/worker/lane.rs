@@ -328,6 +328,10 @@ impl Lane {
         let longest_call = self.modules.longest_call(chain);
         let id = claim.id();
         let clock = LaneClock::start(&self.drain, &self.cell, id, chain.timeout, longest_call);
+        if self.shared.settings.telemetry.metrics.is_some() {
+            let position = config.chains.iter().position(|it| it.name == chain.name);
+            self.cell.chain(position);
+        }
         let mut pipeline = Pipeline {
             shared: &self.shared,
             queue: &mut self.queue,
@@ -339,6 +343,7 @@ impl Lane {
             claim,
             is_backlog,
             hand: Hand::new(hand),
+            trace: None,
             next: NextClaim::new(&self.lists, (self.breakers, self.pauses), &self.cell),
         };
         // A missing document comes from a storage, and may be large.

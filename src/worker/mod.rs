@@ -39,6 +39,7 @@ use std::cell::LazyCell;
 use std::process;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
@@ -59,6 +60,9 @@ use lane::Lane;
 use retry::{LaneClock, Outage, SharedOutage};
 use shared::{OwnLook, SharedState};
 use wakeup::Wakeup;
+
+/// How long the end of a worker waits at most for the collector of spans.
+const FAREWELL: Duration = Duration::from_millis(700);
 
 /// Runs a worker in this process until it has drained. `config` is the configuration of this `config_generation`.
 pub fn run(
@@ -171,6 +175,9 @@ fn run_lanes(
             // A lane that panics aborts the process before.
             all_released &= lane.join().unwrap_or(false);
         }
+    }
+    if let Some(tracing) = &shared.tracing {
+        tracing.close(FAREWELL.min(shared.settings.drain_timeout / 10));
     }
     crate::program::dismiss_reaper();
     Ok(all_released)
@@ -313,6 +320,8 @@ pub fn count_poison(slot: &Slot, chains: &[Chain], recovered: &[RecoveredClaim])
     let meters = LazyCell::new(|| slot.meters());
     for claim in recovered.iter().filter(|claim| claim.is_poison()) {
         slot.count_poison();
+        let list = meters.of(SeriesKind::List, claim.list.as_str());
+        list.count(Event::DeadLettered);
         let served = |chain: &&Chain| chain.ingress_lists.iter().any(|list| claim.is_of(list));
         if let Some(chain) = chains.iter().find(served) {
             let meter = meters.of(SeriesKind::Chain, &chain.name);

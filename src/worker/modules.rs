@@ -20,7 +20,7 @@ use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
 use crate::program::Clock;
 use crate::python::{Hooks, Host};
-use crate::scoreboard::{Meter, SeriesKind, Slot};
+use crate::scoreboard::{Meter, SeriesKind, Slot, chain_link_name};
 use crate::settings::Settings;
 use crate::storage::fan_out::Backend;
 use crate::storage::{self, Storage};
@@ -400,12 +400,21 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
+/// Those that count.
+fn heard(meters: impl Iterator<Item = (String, Meter)>) -> HashMap<String, Meter> {
+    meters.filter(|(_, meter)| !meter.is_silent()).collect()
+}
+
 /// The meters of the chains, links and storages of one configuration, by their names.
 #[derive(Default)]
 pub(super) struct Meters {
     chains: HashMap<String, Meter>,
     links: HashMap<String, Meter>,
     storages: HashMap<String, Meter>,
+    /// Those for a collector of metrics; empty if there is none.
+    lists: HashMap<String, Meter>,
+    chain_links: HashMap<String, HashMap<String, Meter>>,
+    storage_failures: HashMap<String, Meter>,
 }
 
 impl Meters {
@@ -422,6 +431,29 @@ impl Meters {
                 .keys()
                 .map(meter(SeriesKind::Storage))
                 .collect(),
+            lists: heard(config.ingress_lists().iter().map(|list| {
+                let name = list.to_string();
+                let meter = known.of(SeriesKind::List, &name);
+                (name, meter)
+            })),
+            chain_links: config
+                .chains
+                .iter()
+                .map(|chain| {
+                    let links = chain.links.iter().map(|link| {
+                        let name = chain_link_name(&chain.name, link);
+                        (link.clone(), known.of(SeriesKind::ChainLink, &name))
+                    });
+                    (chain.name.clone(), heard(links))
+                })
+                .filter(|(_, links)| !links.is_empty())
+                .collect(),
+            storage_failures: heard(
+                config
+                    .storages
+                    .keys()
+                    .map(meter(SeriesKind::StorageFailure)),
+            ),
         }
     }
 
@@ -438,6 +470,24 @@ impl Meters {
     /// The meter of a storage.
     pub fn storage(&self, name: &str) -> &Meter {
         self.storages.get(name).unwrap_or(Meter::SILENT)
+    }
+
+    /// The meter of what comes from an ingress list.
+    pub fn list(&self, list: &ListName) -> &Meter {
+        self.lists.get(list.as_str()).unwrap_or(Meter::SILENT)
+    }
+
+    /// The meter of a link in one chain.
+    pub fn chain_link(&self, chain: &str, link: &str) -> &Meter {
+        let links = self.chain_links.get(chain);
+        links
+            .and_then(|links| links.get(link))
+            .unwrap_or(Meter::SILENT)
+    }
+
+    /// The meter of the failures of a storage alone.
+    pub fn storage_failures(&self, name: &str) -> &Meter {
+        self.storage_failures.get(name).unwrap_or(Meter::SILENT)
     }
 
     /// The meter of a link or storage; lists have none.

@@ -35,6 +35,7 @@ use crate::queue::{
 use crate::scoreboard::{Event, LaneStep, Meter, Outcome};
 use crate::settings::{Critical, RedisFormat};
 use crate::storage::fan_out::{self, WriterPool};
+use crate::telemetry::VconTrace;
 use crate::vcon::{self, Leaving, Merged, VconId};
 
 /// The part of the drain timeout that links get to finish. The rest is for the orderly release of claims: at
@@ -68,6 +69,8 @@ pub(super) struct Pipeline<'a, 'scope, 'env> {
     pub is_backlog: bool,
     /// The tokens with which it was claimed.
     pub hand: Hand,
+    /// The spans of the work on it, while that goes on.
+    pub trace: Option<VconTrace>,
     /// The request for the next vCon, to go with the finish of this one.
     pub next: NextClaim<'a>,
 }
@@ -79,9 +82,15 @@ impl Pipeline<'_, '_, '_> {
     pub fn run(&mut self, document: Document) -> bool {
         let start = Instant::now();
         self.count(Event::Received);
+        let list = self.modules.meters().list(&self.claim.list);
+        list.count(Event::Received);
+        self.begin_trace();
         let mut job = None;
         let ending = match self.process(document, &mut job) {
             Ok(took) => {
+                if let Some(trace) = self.trace.take() {
+                    trace.end();
+                }
                 self.log_finished(job.as_ref(), took.duration_since(start));
                 self.note_storage_letters(job.as_ref());
                 self.after_processing(job.as_ref(), None);
@@ -91,6 +100,7 @@ impl Pipeline<'_, '_, '_> {
         };
         // However long Redis takes now, the chain is done.
         self.clock.end();
+        self.end_trace(&ending);
         self.release(job, ending, start)
     }
 
@@ -294,6 +304,7 @@ impl Pipeline<'_, '_, '_> {
             } else {
                 self.run_link(name, job)
             };
+            self.end_link_span(&ran);
             match ran {
                 Ok(Next::Continue | Next::Again) => {}
                 Ok(Next::Halt) => job.progress.note_halt(),
@@ -361,6 +372,11 @@ impl Pipeline<'_, '_, '_> {
         let stage = Stage::Link(name.to_owned());
         let meter = self.modules.meters().link(name).clone();
         meter.count(Event::Received);
+        let in_chain = self.modules.meters().chain_link(&self.chain.name, name);
+        let in_chain = in_chain.clone();
+        if let Some(trace) = &mut self.trace {
+            trace.begin_link(job.id().as_str(), name, job.progress.links_done());
+        }
         let mut attempts = Attempts::new(settings);
         let mut refused = Vec::new();
         let budget = self.modules.budget_of(&stage);
@@ -397,7 +413,9 @@ impl Pipeline<'_, '_, '_> {
             );
             let (expire, routes, left_alone) = (context.expire, context.routes, context.left_alone);
             refused = context.refused;
-            meter.observe(start.elapsed());
+            let took = start.elapsed();
+            meter.observe(took);
+            in_chain.observe(took);
             match &ran {
                 Ok(Next::Again) => {}
                 Ok(Next::Halt) => meter.count(Event::Halted),
@@ -438,6 +456,9 @@ impl Pipeline<'_, '_, '_> {
                     }
                     let number = attempts.number();
                     let chain_failure = ChainFailure::at(&stage, &failure, number);
+                    if let Some(trace) = &mut self.trace {
+                        trace.note_failed_attempt(&failure, number);
+                    }
                     if !failure.is_transient() && self.is_vcon_bad(&stage, job.id(), &failure) {
                         return Err(Ending::Failed(chain_failure));
                     }
@@ -800,9 +821,17 @@ impl Pipeline<'_, '_, '_> {
         for outcome in outcomes {
             self.modules.return_storage(&outcome.name, outcome.storage);
             let (name, seconds) = (&*outcome.name, outcome.took.as_secs_f64());
+            if let Some(trace) = &mut self.trace {
+                let (id, time) = (&leaving.current.id, (outcome.started, outcome.took));
+                trace.note_save(id.as_str(), name, time, &outcome.result, attempt);
+            }
             let stage = Stage::Storage(name.to_owned());
             let meter = self.modules.meters().storage(name);
             meter.observe(outcome.took);
+            if outcome.result.is_err() {
+                let failures = self.modules.meters().storage_failures(name);
+                failures.observe(outcome.took);
+            }
             meter.count(match outcome.result {
                 Ok(()) => Event::Done,
                 Err(_) => Event::Failed,
@@ -878,6 +907,7 @@ impl Pipeline<'_, '_, '_> {
         let id = job.id().clone();
         let routes = job.progress.routes_besides(&id, egress);
         let letters = self.storage_letters(job, &id);
+        let context = self.trace.as_ref().map(|it| it.context().to_vec());
         // Even if nothing changed: storages that were given an old version must get the new one.
         let is_compared = changed.is_some() || job.progress.is_stored();
         let document = job.base.as_deref().filter(|_| is_compared);
@@ -892,6 +922,7 @@ impl Pipeline<'_, '_, '_> {
             expire: job.progress.expire().filter(|_| job.base.is_some()),
             egress,
             routes: &routes,
+            context: context.as_deref(),
             failed_storages: &letters,
         };
         loop {
@@ -961,6 +992,8 @@ impl Pipeline<'_, '_, '_> {
             );
             let meter = self.modules.meters().storage(storage);
             meter.count(Event::DeadLettered);
+            let failures = self.modules.meters().storage_failures(storage);
+            failures.count(Event::DeadLettered);
             let reason = Reason {
                 stage: &stage,
                 error,
@@ -1107,6 +1140,43 @@ impl Pipeline<'_, '_, '_> {
                     .wait_anyway(&error, self.clock)
                     .map_err(|_| Ending::Interrupted)?,
             }
+        }
+    }
+
+    /// Begins the spans of the work on the vCon, if anybody wants them.
+    fn begin_trace(&mut self) {
+        self.trace = self.shared.tracing.as_ref().map(|tracing| {
+            let (entry, context) = (self.claim.shown(), &self.claim.context);
+            tracing.begin(&entry, &self.chain.name, context)
+        });
+    }
+
+    /// Ends the span of the link that has run, if any has.
+    fn end_link_span(&mut self, ran: &Result<Next, Ending>) {
+        if let Some(trace) = &mut self.trace {
+            trace.end_link(match ran {
+                Err(Ending::Failed(failure) | Ending::Unavailable(failure)) => Some(&failure.error),
+                Err(Ending::NotNow(stages)) => stages.iter().find_map(NotNow::refusal),
+                _ => None,
+            });
+        }
+    }
+
+    /// Ends the spans of a vCon that has not got to the end of its chain.
+    fn end_trace(&mut self, ending: &Ending) {
+        let Some(trace) = self.trace.take() else {
+            return;
+        };
+        match ending {
+            Ending::Failed(failure) | Ending::Unavailable(failure) => {
+                trace.fail(
+                    failure.kind,
+                    &format!("{}: {}", failure.stage, failure.error),
+                );
+            }
+            Ending::Interrupted | Ending::ClaimLeft => trace.give_back("the worker drains"),
+            Ending::NotOurs => trace.give_back("another worker has it"),
+            Ending::NotNow(_) => trace.give_back("a server or a budget wants it to wait"),
         }
     }
 

@@ -116,6 +116,11 @@ impl NotNow {
         })
     }
 
+    /// What its server has said, if it was asked.
+    pub fn refusal(&self) -> Option<&str> {
+        (!matches!(self.until, Until::Due(_))).then_some(self.error.as_str())
+    }
+
     /// A stage whose budget is used up.
     pub fn over_budget(stage: &Stage, due: Instant) -> Self {
         Self {
@@ -508,6 +513,9 @@ impl Pipeline<'_, '_, '_> {
         self.count(Event::Failed);
         self.count(Event::DeadLettered);
         let meters = self.modules.meters();
+        if !self.is_backlog {
+            meters.list(&self.claim.list).count(Event::DeadLettered);
+        }
         for meter in failure
             .stages
             .iter()
@@ -748,6 +756,7 @@ fn requeue_in_backlog(
         expire: None,
         egress: &[],
         routes: &[],
+        context: None,
         failed_storages: letters,
     };
     Ok(match queue.finish(claim, &finish)? {

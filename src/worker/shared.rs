@@ -21,6 +21,7 @@ use crate::scoreboard::{Outcome, Slot};
 use crate::settings::Settings;
 use crate::spelling::counted;
 use crate::sys;
+use crate::telemetry::Tracing;
 
 /// A worker that is never idle gives free memory back to the system at most once in this time.
 const MEMORY_PAUSE_MS: u64 = 5000;
@@ -39,6 +40,8 @@ pub(super) struct SharedState {
     pub quarantine: Quarantine,
     pub wakeup: Wakeup,
     pub budgets: Arc<Budgets>,
+    /// The spans of the lanes, if they are sent anywhere.
+    pub tracing: Option<Tracing>,
     /// Why the host of Python modules does not begin, as the log has said last.
     python_failure: Mutex<Option<String>>,
     drain: Arc<Drain>,
@@ -74,6 +77,7 @@ impl SharedState {
             quarantine: Quarantine::default(),
             python_failure: Mutex::default(),
             wakeup,
+            tracing: start_tracing(&settings, &slot),
             name: child.name.clone(),
             readiness: child.readiness(),
             drain: Arc::clone(&child.drain),
@@ -158,6 +162,14 @@ impl SharedState {
             log::info!("{} makes way for a fresh one: {why}", self.name);
         }
     }
+}
+
+/// Without spans, vCons are processed all the same.
+fn start_tracing(settings: &Settings, slot: &Slot) -> Option<Tracing> {
+    Tracing::start(&settings.telemetry, slot).unwrap_or_else(|error| {
+        log::error!("spans are not sent to the collector: {error}");
+        None
+    })
 }
 
 /// Lowers a limit by up to a tenth at random, so that the workers do not all reach it together.

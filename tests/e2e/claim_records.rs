@@ -202,6 +202,7 @@ fn claiming_hands_over_or_sets_aside_whatever_record_there_is() {
                         expire: None,
                         egress: &egress,
                         routes: &[],
+                        context: None,
                         failed_storages: &[],
                     };
                     let finished = queue.finish(&claim, &finish);

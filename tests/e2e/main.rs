@@ -120,6 +120,7 @@ mod storage_outage;
 mod submit;
 mod supervision;
 mod systemd;
+mod telemetry;
 mod top;
 mod torture;
 mod transcribe;

@@ -50,6 +50,7 @@ fn finish<'a>(id: &'a VconId, document: Option<Replacement<'a>>) -> Finish<'a> {
         expire: None,
         egress: &[],
         routes: &[],
+        context: None,
         failed_storages: &[],
     }
 }
@@ -76,6 +77,7 @@ fn keeps_what_is_kept_for_ever(redis: &Redis) {
         };
         let letters = [FailedStorage::deferred("s")];
         let finish = Finish {
+            context: None,
             failed_storages: &letters,
             ..finish(&id, Some(document))
         };

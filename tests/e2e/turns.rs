@@ -53,6 +53,7 @@ fn finish<'a>(id: &'a VconId, egress: &'a [ListName]) -> Finish<'a> {
         expire: None,
         egress,
         routes: &[],
+        context: None,
         failed_storages: &[],
     }
 }

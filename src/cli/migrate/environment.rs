@@ -65,11 +65,19 @@ const OF_BOTH: &[&str] = &[
     "VCON_SORTED_SET_NAME",
     "VCON_STORAGE_FALLBACK_ENABLED",
     "EGRESS_FORMAT_VERSION",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_SERVICE_NAME",
+    "OTEL_RESOURCE_ATTRIBUTES",
+    "OTEL_METRIC_EXPORT_INTERVAL",
 ];
 
 /// What the names of further variables of the existing server begin with that have no effect here, and why.
 const WITHOUT_EFFECT: &[(&str, &str)] = &[
-    ("OTEL_", "metrics are at /metrics, for Prometheus"),
+    (
+        "OTEL_",
+        "spans and metrics are sent as the OTEL_ variables among the settings say",
+    ),
     ("CONSERVER_API_", "of the API server"),
     ("VCON_INDEX_", "of the API server"),
 ];
@@ -250,6 +258,12 @@ impl Variables {
                 "for links.webhook, storage.postgres, storage.s3 and storage.elasticsearch"
                     .to_owned()
             }
+            "OTEL_EXPORTER_OTLP_ENDPOINT" => {
+                "HTTP with protobuf, on the collector's port 4318: gRPC is not built in".to_owned()
+            }
+            "OTEL_EXPORTER_OTLP_PROTOCOL" if value == "grpc" => {
+                "grpc is not built in: set http/protobuf".to_owned()
+            }
             _ if OF_BOTH.contains(&name) => "as before".to_owned(),
             _ => "conserver's own".to_owned(),
         }
@@ -263,7 +277,8 @@ impl Variables {
             return Some(value.to_owned()).filter(|_| url.to_string() == value.trim());
         }
         let is_setting = TABLE.iter().any(|row| row.name == name);
-        (is_setting && !names_a_secret(name)).then(|| value.to_owned())
+        let has_login = name.ends_with("_ENDPOINT") && value.contains('@');
+        (is_setting && !names_a_secret(name) && !has_login).then(|| value.to_owned())
     }
 
     /// The values that no text from elsewhere may show.
@@ -354,7 +369,7 @@ pub(super) mod tests {
         let outline = Outline::parse(text, Path::new("config.yml")).unwrap();
         let variables = of_text(
             "REDIS_URL=redis://u:hunter2@h\nHOOK_URL=http://h\nCONSERVER_API_TOKEN=t\nLOGGING_CONFIG_FILE=l\n\
-             OTEL_EXPORTER_OTLP_HEADERS=h\nCONSERVER_WORKER=2\nOPENAI_API_KEY=k\nPYTHONPATH=/app\n\
+             OTEL_EXPORTER_OTLP_HEADERS=a=h\nOTEL_EXPORTER_OTLP_INSECURE=1\nCONSERVER_WORKER=2\nOPENAI_API_KEY=k\nPYTHONPATH=/app\n\
              VCON_DLQ_EXPIRY=0\nEMPTY=\nHOSTNAME=http://h\nPATH=/bin\nGPG_KEY=k\n",
         );
         let means = |has_modules| -> Vec<(String, Meaning)> {
@@ -370,7 +385,8 @@ pub(super) mod tests {
                 ("HOSTNAME", Meaning::NoEffect),
                 ("LOGGING_CONFIG_FILE", Meaning::NoEffect),
                 ("OPENAI_API_KEY", key),
-                ("OTEL_EXPORTER_OTLP_HEADERS", of_modules),
+                ("OTEL_EXPORTER_OTLP_HEADERS", Meaning::Setting),
+                ("OTEL_EXPORTER_OTLP_INSECURE", of_modules),
                 ("PATH", Meaning::NoEffect),
                 ("PYTHONPATH", Meaning::NoEffect),
                 ("REDIS_URL", Meaning::Setting),
@@ -382,6 +398,7 @@ pub(super) mod tests {
         assert_eq!(means(true), expected(Meaning::Modules, Meaning::Modules));
         assert_eq!(variables.shown("REDIS_URL"), None);
         assert_eq!(variables.shown("HOOK_URL"), None);
+        assert_eq!(variables.shown("OTEL_EXPORTER_OTLP_HEADERS"), None);
         let given = variables.of_file_alone();
         let has = |name: &str| given.iter().any(|(known, _)| known == name);
         assert!(has("OPENAI_API_KEY") && !has("PATH"));

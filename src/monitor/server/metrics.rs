@@ -66,6 +66,7 @@ pub(super) enum MetricSource {
     Holds,
     Waits,
     Paused,
+    Telemetry(TelemetryFigure),
 }
 
 impl MetricKind {
@@ -78,6 +79,13 @@ impl MetricKind {
             Self::Info => "info",
         }
     }
+}
+
+/// What has become of spans and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TelemetryFigure {
+    Sent,
+    Dropped,
 }
 
 /// One of the statistics of a follower.
@@ -138,6 +146,8 @@ const fn label_of(kind: SeriesKind) -> &'static [&'static str] {
         SeriesKind::Chain => &["chain"],
         SeriesKind::Link => &["link"],
         SeriesKind::Storage => &["storage"],
+        // These are not served here.
+        SeriesKind::List | SeriesKind::ChainLink | SeriesKind::StorageFailure => &[],
     }
 }
 
@@ -248,6 +258,10 @@ pub const TABLE: &[Metric] = &[
         "UUIDs that the follower has taken and whose documents are still to be fetched"),
     gauge("conserver_follower_up", FOLLOWER, MetricSource::Followers(FollowerFigure::Up),
         "Whether the follower could go on at its last try"),
+    counter("conserver_telemetry_sent_total", &["signal"], MetricSource::Telemetry(TelemetryFigure::Sent),
+        "Spans (signal: traces) and exports of metrics (signal: metrics) that the collector of OpenTelemetry has taken"),
+    counter("conserver_telemetry_dropped_total", &["signal"], MetricSource::Telemetry(TelemetryFigure::Dropped),
+        "Those that it has not taken, or that were too many"),
 ];
 
 /// The table as Markdown, for the manual.
@@ -371,6 +385,7 @@ impl MetricInputs {
                 self.queues.error.is_none().into(),
             ))],
             MetricSource::Followers(figure) => self.followers(figure),
+            MetricSource::Telemetry(figure) => self.telemetry(figure),
             MetricSource::Holds => self.holds.iter().map(hold).collect(),
             MetricSource::Waits => self.waits.iter().map(wait).collect(),
             MetricSource::Paused => {
@@ -380,6 +395,24 @@ impl MetricInputs {
                     .collect()
             }
         }
+    }
+
+    /// The monitor sends metrics, the workers send spans.
+    fn telemetry(&self, figure: TelemetryFigure) -> Vec<Sample> {
+        let count = |slot: &SlotView| match figure {
+            TelemetryFigure::Sent => slot.telemetry_sent,
+            TelemetryFigure::Dropped => slot.telemetry_dropped,
+        };
+        let of = |slots: &[SlotView]| {
+            let counts = slots.iter().map(count);
+            SampleValue::Whole(counts.fold(0, u64::saturating_add))
+        };
+        let slots = &self.snapshot.slots;
+        let (monitor, workers) = slots.split_at(slots.len().min(MONITOR_SLOT + 1));
+        vec![
+            labelled(["traces"], of(workers)),
+            labelled(["metrics"], of(monitor)),
+        ]
     }
 
     fn workers(&self, counts: impl Fn(&ChildView) -> bool) -> Vec<Sample> {

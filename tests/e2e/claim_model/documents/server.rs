@@ -328,6 +328,7 @@ impl Server {
                     expire: None,
                     egress: std::slice::from_ref(egress),
                     routes: &[],
+                    context: None,
                     failed_storages: &[],
                 };
                 match self.queues[*worker].finish(claim, &finish) {

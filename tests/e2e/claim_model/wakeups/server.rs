@@ -199,6 +199,7 @@ impl Server {
                     expire: None,
                     egress: &self.egress,
                     routes: &[],
+                    context: None,
                     failed_storages: &[],
                 };
                 match self.queues[lane].finish(&self.claims[lane].0, &finish) {
