@@ -41,7 +41,7 @@ impl fmt::Display for Account {
 }
 
 /// How often a server may be asked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Budget {
     /// Whose budget it is.
     pub account: Account,
@@ -112,6 +112,11 @@ impl Budget {
 
     fn has_numbers_of(&self, other: &Self) -> bool {
         (self.rate, self.burst, self.concurrency) == (other.rate, other.burst, other.concurrency)
+    }
+
+    /// Whether it is the same, wherever it stands in the file.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.account == other.account && self.has_numbers_of(other)
     }
 }
 

@@ -295,7 +295,10 @@ impl<T: ?Sized> ModuleConfig<T> {
         self.module == other.module
             && self.options_as_json() == other.options_as_json()
             && self.looked_up == other.looked_up
-            && self.limit == other.limit
+            && match (&self.limit, &other.limit) {
+                (Some(one), Some(other)) => one.is_same(other),
+                (one, other) => one.is_none() && other.is_none(),
+            }
             && self.on_outage == other.on_outage
     }
 

@@ -333,7 +333,7 @@ chains: {main: {links: [tagger], storages: [pg, s3], ingress_lists: [in]}}
     let expected = "\
 config.yml:5: storages.pg.on_outage: \"Defer\" is not hold or defer
 config.yml:7: storages.s3.on_outage: is a list, not a string
-warning: config.yml:1: links.tagger: unknown key `on_outage` has no effect (known: module, options, pip_name, native)";
+warning: config.yml:1: links.tagger: unknown key `on_outage` has no effect (known: module, options, pip_name, native, limit)";
     assert_same_lines(&faults(text), expected);
     let text = text.replace("Defer", "defer").replace("[hold]", "hold");
     let warning = warnings(&text);
@@ -521,7 +521,7 @@ other:
     let expected = "\
 config.yml:4: links.tagger.ingress-lists: has no effect: lists belong to chains
 config.yml:6: links.tagger.egress_lists: has no effect: lists belong to chains
-config.yml:7: links.tagger: unknown key `opts` has no effect (known: module, options, pip_name, native)
+config.yml:7: links.tagger: unknown key `opts` has no effect (known: module, options, pip_name, native, limit)
 config.yml:9: links.tagger.options: unknown option `tag` has no effect (known: tags); did you mean `tags`?
 config.yml:13: storages.pg.options: unknown option `prot` has no effect (known: host, port, tls, mode, wait, password, password_file, headers); did you mean `port`?
 config.yml:13: storages.pg.options: unknown option `name` has no effect (known: host, port, tls, mode, wait, password, password_file, headers)

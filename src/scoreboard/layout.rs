@@ -78,6 +78,8 @@ pub mod header {
     /// How many reloads were asked for, and what has become of the last one.
     pub const RELOADS: usize = 54;
     pub const RELOAD_STATE: usize = 55;
+    /// How often a worker was told by a server when to ask again.
+    pub const WAITS: usize = 56;
     /// The Redis of this daemon, without its password.
     pub const REDIS: usize = 64;
 }

@@ -215,6 +215,17 @@ impl Slot {
         self.header_word(header::JSON_SEEN).load(Ordering::Relaxed) != 0
     }
 
+    /// A server has told this process when to ask again, as it shows by now: others are to look.
+    pub fn note_wait(&self) {
+        self.header_word(header::WAITS)
+            .fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often that was noted by any process of this daemon.
+    pub fn waits_noted(&self) -> u64 {
+        self.header_word(header::WAITS).load(Ordering::Acquire)
+    }
+
     /// Shows when this process was last refused a connection to a storage, in monotonic milliseconds.
     /// Returns when any process of this daemon was.
     pub fn exchange_refusal(&self, ours: u64) -> u64 {

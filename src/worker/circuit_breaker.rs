@@ -38,7 +38,7 @@ use super::modules::Stage;
 use crate::backoff::Backoff;
 use crate::config::{Chain, Config, ListName, OnOutage};
 use crate::queue::storage_letters_list;
-use crate::scoreboard::{HoldReason, Slot, StageKind, UnavailableStage};
+use crate::scoreboard::{HoldReason, Slot, Snapshot, StageKind, UnavailableStage};
 use crate::sys;
 
 /// After this many different vCons in a row, a reachable backend counts as failing.
@@ -60,6 +60,8 @@ pub(super) struct CircuitBreakers {
     over_budget: AtomicUsize,
     /// The pause between two trials.
     pause: Duration,
+    /// How many waits of all workers it has followed.
+    followed: AtomicU64,
 }
 
 pub(super) struct Breaker {
@@ -239,6 +241,7 @@ impl CircuitBreakers {
             waiting: AtomicUsize::new(0),
             over_budget: AtomicUsize::new(0),
             pause,
+            followed: AtomicU64::new(0),
         }
     }
 
@@ -274,6 +277,43 @@ impl CircuitBreakers {
             });
             open.len() < before
         });
+    }
+
+    /// Follows what servers have told the other workers of this daemon.
+    pub fn follow_waits(&self, config: &Arc<Config>) {
+        let noted = self.slot.waits_noted();
+        if self.followed.load(Ordering::Acquire) == noted {
+            return;
+        }
+        let Ok(snapshot) = Snapshot::without_figures(self.slot.board_path()) else {
+            return;
+        };
+        let now = sys::monotonic_ms();
+        for (number, reason) in &snapshot.reasons {
+            let is_others = *number != self.slot.number();
+            if !is_others || reason.reason != HoldReason::ServerWait {
+                continue;
+            }
+            let name = match reason.kind {
+                StageKind::Link => config.links.get_index(reason.position),
+                _ => None,
+            };
+            let stage = match (name, reason.kind) {
+                (Some((name, _)), _) => Some(Stage::Link(name.clone())),
+                (None, StageKind::Storage | StageKind::DeferringStorage) => {
+                    let storage = config.storages.get_index(reason.position);
+                    storage.map(|(name, _)| Stage::Storage(name.clone()))
+                }
+                _ => None,
+            };
+            // The time there is rounded down.
+            let wait = reason.next_try.unwrap_or(0).saturating_sub(now) + 1;
+            if let Some(stage) = stage.filter(|_| wait > 1) {
+                let until = Instant::now() + Duration::from_millis(wait);
+                self.note_wait(&stage, config, &reason.error, until);
+            }
+        }
+        self.followed.store(noted, Ordering::Release);
     }
 
     /// Closes what has waited for long enough. Returns whether there was anything.

@@ -439,6 +439,7 @@ impl Lane {
     /// Follows a change of the configuration, of the circuit breakers or of the pauses.
     fn follow_configuration(&mut self) {
         let config = self.shared.current.get();
+        self.shared.breakers.follow_waits(&config);
         if self.shared.breakers.end_waits() {
             self.shared.wakeup.wake_all();
         }

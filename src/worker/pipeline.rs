@@ -668,7 +668,9 @@ impl Pipeline<'_, '_, '_> {
 
     /// Says that a stage wants to be left alone for now, as another lane has been told.
     fn is_left_alone(&self, stage: &Stage) -> Option<NotNow> {
-        let wait = self.shared.breakers.wait_of(stage, self.modules.config());
+        let breakers = &self.shared.breakers;
+        breakers.follow_waits(self.modules.config());
+        let wait = breakers.wait_of(stage, self.modules.config());
         wait.map(|(time, error)| NotNow {
             stage: stage.clone(),
             until: Until::Asked(time),

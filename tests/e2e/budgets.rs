@@ -264,9 +264,8 @@ fn what_is_used_of_a_budget_is_used_after_a_restart_and_of_one_account_by_all() 
     let first = daemon(&redis, &config, "here").start();
     wait_until("the first is used", PATIENCE, || server.count() == 1);
     nothing_is_claimed(&redis);
-    let again = first.conserver().again();
     first.stop();
-    let second = again.start();
+    let second = daemon(&redis, &config, "here").start();
     wait_until("the budget is waited for", PATIENCE, || {
         second.status().unwrap_or_default()["waits"][0]["waits_for"] == "budget"
     });
