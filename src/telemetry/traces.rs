@@ -23,7 +23,7 @@ use opentelemetry::trace::{
     TraceState, Tracer, TracerProvider,
 };
 use opentelemetry::{Context, InstrumentationScope, KeyValue};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_otlp::{Protocol, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
     Sampler, SdkTracer, SdkTracerProvider, Span as SdkSpan, SpanData, SpanExporter as _,
@@ -46,6 +46,10 @@ const BATCH: usize = 512;
 
 /// How long spans wait at most for others to go with.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// The pauses between attempts double, from the first to the longest.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(2);
 
 /// The log names dropped spans at most once in this time.
 const LOG_PAUSE: Duration = Duration::from_secs(60);
@@ -78,7 +82,15 @@ impl Tracing {
             .with_shared_http_client(Arc::clone(&collector) as _)
             .with_endpoint(collector.uri().to_string())
             .with_protocol(Protocol::HttpBinary)
-            .with_timeout(settings.timeout);
+            .with_timeout(settings.timeout)
+            .with_retry_policy(
+                // As often as the time limit allows.
+                RetryPolicy::recommended()
+                    .with_max_retries(usize::MAX)
+                    .with_initial_delay(FIRST_RETRY)
+                    .with_max_delay(LAST_RETRY)
+                    .with_max_jitter(FIRST_RETRY),
+            );
         if settings.is_compressed {
             builder = builder.with_compression(opentelemetry_otlp::Compression::Gzip);
         }
