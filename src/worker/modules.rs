@@ -164,9 +164,7 @@ impl LaneModules {
         });
         let storages: IndexMap<_, _> = storages.collect();
         for (entry, storage) in config.storages.values().zip(storages.values()) {
-            let call = storage
-                .as_ref()
-                .map(|it: &Box<dyn Storage>| it.longest_call());
+            let call = storage.as_ref().map(|it| it.longest_call());
             note(entry.limit.as_ref(), call.unwrap_or_default());
         }
         Self {
