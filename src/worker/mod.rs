@@ -25,13 +25,16 @@ mod hooks;
 mod housekeeping;
 mod job;
 mod lane;
+mod links;
 mod modules;
+mod permits;
 mod pipeline;
 mod prober;
 mod quarantine;
 mod release;
 mod retry;
 mod shared;
+mod storages;
 mod trial;
 mod wakeup;
 
