@@ -38,7 +38,7 @@ const RESERVE: f64 = 0.6;
 const BRIEF: Duration = Duration::from_millis(60);
 
 /// How long before it is due a brief token is handed out.
-const AHEAD: Duration = Duration::from_millis(25);
+const AHEAD: Duration = Duration::from_millis(40);
 
 /// How long a token without a rate waits for its request: it keeps others from a slot.
 const SLOT_HOLD: Duration = Duration::from_millis(250);

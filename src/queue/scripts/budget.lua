@@ -21,8 +21,9 @@ local due = 0
 redis.call('HDEL', KEYS[1], '')
 for i = 13, #ARGV do redis.call('ZREM', KEYS[2], ARGV[i]) end
 
--- `level` is what the bucket holds at the time `at`: now, or when the last token is due that was handed out.
-local kept = redis.call('HMGET', KEYS[1], 'level', 'at', 'not_before')
+-- `level` is what the bucket holds at the time `at`: now, or when the last token is due that was handed out; `last` is when
+-- that was, and how many with it.
+local kept = redis.call('HMGET', KEYS[1], 'level', 'at', 'not_before', 'last')
 local level, at, not_before = tonumber(kept[1]), tonumber(kept[2]), tonumber(kept[3])
 if not level or not at then level, at = 1, now end
 if at > now + ahead then at = now end
@@ -32,8 +33,12 @@ if rate > 0 then
   level = math.min(room, level + since * rate / 1000000)
   local back = tonumber(ARGV[9])
   if back > 0 and now - tonumber(ARGV[10]) < tonumber(ARGV[11]) * 1000 and now >= tonumber(ARGV[10]) then
-    -- The last token before `at` was taken from a bucket that held no more than there is room for.
-    level = math.max(level, math.min(at > now and room - 1 or room, level + back))
+    if kept[4] == ARGV[10] .. ':' .. ARGV[9] then
+      level = math.max(level, math.min(room, level + back))
+    else
+      -- Others were taken since. Without this one, the bucket would have been full then if it has little room.
+      level = math.max(level, math.min(at > now and room - 1 or room, level + back * math.min(1, room - 1)))
+    end
   end
 end
 
@@ -83,6 +88,7 @@ if free then left = math.min(left, free - granted) end
 if not_before then left = 0 end
 
 redis.call('HSET', KEYS[1], 'level', ('%.6f'):format(level), 'at', ('%.0f'):format(at))
+if granted > 0 then redis.call('HSET', KEYS[1], 'last', ('%.0f:%d'):format(now, granted)) end
 if not_before then
   redis.call('HSET', KEYS[1], 'not_before', ('%.0f'):format(not_before))
 elseif kept[3] then
