@@ -381,13 +381,17 @@ fn a_rate_without_a_burst_is_kept_and_used() {
     });
     let times = times(&server);
     keeps_to(&times, rate, burst);
-    let window = times[times.len() - 1]
-        .duration_since(times[0])
-        .as_secs_f64();
-    let used = times.len() as f64 / (rate * window);
-    eprintln!("used {used:.3}");
-    // 97 % on a machine of its own; here the other tests work, too.
-    assert!(used >= 0.9, "{} in {window:.1} s: {used:.3}", times.len());
+    // In the best four seconds: other tests may keep the machine from its work in the rest.
+    let window = Duration::from_secs(4);
+    let within = |first: &Instant| {
+        let rest = times.iter().filter(|it| *it >= first);
+        rest.take_while(|it| **it <= *first + window).count()
+    };
+    let begins = times
+        .iter()
+        .filter(|it| **it + window <= times[times.len() - 1]);
+    let used = begins.map(within).max().unwrap_or(0) as f64 / (rate * window.as_secs_f64());
+    assert!(used >= 0.95, "{} in all: {used:.3}", times.len());
     daemon.stop();
 }
 
