@@ -43,7 +43,7 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(4);
 const LONGEST_PATIENCE: Duration = Duration::from_millis(50);
 
 /// How long before its token is due a lane claims.
-const CLAIM_TIME: Duration = Duration::from_millis(6);
+const CLAIM_TIME: Duration = Duration::from_millis(10);
 
 /// What the scoreboard shows of a stage that is over budget.
 pub(super) const OVER_BUDGET: &str = "its budget is used up";

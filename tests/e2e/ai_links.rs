@@ -279,10 +279,10 @@ fn real_vcons_get_their_analyses_and_nothing_else_changes() {
         .map(|it| Sample::of(it.document.clone()))
         .collect();
     submit(&redis, "plain", &copies);
-    work(&redis, &samples);
     wait_until("the others are done", PATIENCE, || {
         redis.length("plain_done") == copies.len()
     });
+    work(&redis, &samples);
     let mut asked = 0;
     for (sample, copy) in samples.iter().zip(&copies) {
         let (mut found, mut plain) = (document(&redis, sample), document(&redis, copy));
