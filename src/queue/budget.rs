@@ -8,7 +8,8 @@
 //! The promise is about what the server sees: in any window of at least a second, no more than the rate times the
 //! window plus the burst. What Redis hands out arrives there up to the *reserve* later, so the bucket holds less
 //! than the burst by what the rate brings in that time. A budget without a burst to speak of lives on a rate that
-//! is a little below the configured one ([`FILL`]): what it lacks in a second is its reserve.
+//! is a little below the configured one ([`FILL`]): what it lacks in a second is its reserve. As its bucket has no
+//! room either for what nobody takes in time, its tokens are handed out a little before they are due ([`AHEAD`]).
 //!
 //! A slot is leased for as long as the request may take by its own limits. Whoever makes it ends the lease; if
 //! that is killed, the request may go on at the server, and the lease runs out.
@@ -33,6 +34,12 @@ const HOLD: f64 = 0.6;
 /// The part of the slack that the reserve may take. The rest is for whoever comes late for a token that was due.
 const RESERVE: f64 = 0.6;
 
+/// A token that must be used sooner than that after it is due is handed out before ([`AHEAD`]).
+const BRIEF: Duration = Duration::from_millis(60);
+
+/// How long before it is due a brief token is handed out.
+const AHEAD: Duration = Duration::from_millis(40);
+
 /// How long a token without a rate waits for its request: it keeps others from a slot.
 const SLOT_HOLD: Duration = Duration::from_millis(250);
 
@@ -52,9 +59,11 @@ struct Bucket {
     fill: f64,
     /// How many it holds.
     room: f64,
-    /// How long after it was handed out a token may be used.
+    /// How long before it is due a token may be handed out.
+    ahead: Duration,
+    /// How long after it is due a token may be used.
     hold: Duration,
-    /// How long after that its request may arrive.
+    /// How long after it is due its request may arrive.
     reserve: Duration,
 }
 
@@ -64,6 +73,7 @@ impl Bucket {
             return Self {
                 fill: 0.0,
                 room: 0.0,
+                ahead: Duration::ZERO,
                 hold: SLOT_HOLD,
                 reserve: SLOT_HOLD,
             };
@@ -72,10 +82,12 @@ impl Bucket {
         // burst allows, and what the bucket lacks to the rate in a second, or until the next token.
         let slack = f64::from(budget.burst - 1) / rate + (1.0 - FILL) * (1.0 / rate).max(1.0);
         let reserve = LONGEST_RESERVE.min(RESERVE * slack);
+        let hold = Duration::from_secs_f64(reserve * HOLD);
         Self {
             fill: rate * FILL,
             room: 1.0 + rate * (slack - reserve),
-            hold: Duration::from_secs_f64(reserve * HOLD),
+            ahead: if hold < BRIEF { AHEAD } else { Duration::ZERO },
+            hold,
             reserve: Duration::from_secs_f64(reserve),
         }
     }
@@ -89,14 +101,6 @@ impl Bucket {
         }
         Duration::try_from_secs_f64((self.room - 1.0) / self.fill).unwrap_or_default()
     }
-}
-
-/// A token of such a budget must be used so soon that it does not outlive a claim.
-const BRIEF: Duration = Duration::from_millis(60);
-
-/// Whether tokens are good for so short a time that they are asked for right before their requests alone.
-pub fn is_brief(budget: &Budget) -> bool {
-    budget.rate.is_some() && Bucket::of(budget).hold < BRIEF
 }
 
 /// How many tokens one worker may have in hand at a time, so that others get theirs.
@@ -125,21 +129,32 @@ pub struct BudgetRequest {
     pub ended: Vec<String>,
 }
 
+/// The right to make one request that begins soon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// It may not begin before.
+    pub from: Instant,
+    /// It must have begun by then.
+    pub use_by: Instant,
+    /// By when the token may come back unused.
+    pub back_by: Instant,
+    /// When it was handed out, by the clock of Redis.
+    pub at: u64,
+    /// The lease of its slot; empty if its budget has no slots.
+    pub lease: String,
+}
+
 /// What Redis hands out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Granted {
-    /// A token each: the lease of its slot, or an empty text if there are no slots.
-    pub leases: Vec<String>,
-    /// By when their requests must have begun.
-    pub use_by: Instant,
+    /// The tokens.
+    pub tokens: Vec<Token>,
     /// When there is another token, if there is none left.
     pub due: Option<Instant>,
     /// How long whoever finds none may wait for the next without a loss: the bucket has room for what comes.
     pub patience: Duration,
     /// How many are left.
     pub left: u32,
-    /// When they were handed out, by the clock of Redis.
-    pub at: u64,
 }
 
 /// A worker's access to budgets: a connection of its own.
@@ -170,7 +185,8 @@ impl BudgetClient {
         self.requests += 1;
         let prefix = format!("{}:{}:", self.name, self.requests);
         let bucket = Bucket::of(budget);
-        let lease = request.longest + bucket.reserve + LEASE_MARGIN;
+        let lease = request.longest + bucket.ahead + bucket.reserve + LEASE_MARGIN;
+        let back = bucket.ahead + bucket.reserve;
         let (unused, handed_out) = request.unused.unwrap_or_default();
         let mut call = self.script.key(keys::budget_key(&budget.account));
         call.key(keys::budget_leases_key(&budget.account));
@@ -179,7 +195,8 @@ impl BudgetClient {
         call.arg(request.wanted).arg(millis(lease)).arg(&prefix);
         call.arg(EXPIRY.max(lease.as_secs()));
         call.arg(request.left_alone.map_or(0, millis));
-        call.arg(unused).arg(handed_out).arg(millis(bucket.reserve));
+        call.arg(unused).arg(handed_out).arg(millis(back));
+        call.arg(micros(bucket.ahead));
         call.arg(&request.ended);
         let mut connected = match self.connected.take() {
             Some(connected) => connected,
@@ -200,25 +217,38 @@ impl BudgetClient {
             }
         };
         self.connected = Some(connected);
-        let (granted, due, left, at): (u32, u64, u32, u64) = redis::from_redis_value(reply)
+        let (waits, due, left, at): (Vec<u64>, u64, u32, u64) = redis::from_redis_value(reply)
             .map_err(|_| QueueError::UnexpectedReply("a request for tokens"))?;
-        let lease = |number| match budget.concurrency {
-            Some(_) => format!("{prefix}{number}"),
-            None => String::new(),
+        // Here, no token is due before it is there.
+        let answered = Instant::now();
+        let token = |(number, wait): (usize, u64)| {
+            let wait = Duration::from_micros(wait);
+            Token {
+                from: answered + wait,
+                use_by: asked + wait + bucket.hold,
+                back_by: asked + back,
+                at,
+                lease: match budget.concurrency {
+                    Some(_) => format!("{prefix}{}", number + 1),
+                    None => String::new(),
+                },
+            }
         };
         Ok(Granted {
-            leases: (1..=granted).map(lease).collect(),
-            use_by: asked + bucket.hold,
-            due: (due > 0).then(|| Instant::now() + Duration::from_micros(due)),
+            tokens: waits.into_iter().enumerate().map(token).collect(),
+            due: (due > 0).then(|| answered + Duration::from_micros(due)),
             patience: bucket.patience(),
             left,
-            at,
         })
     }
 }
 
 fn millis(time: Duration) -> u64 {
     time.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+fn micros(time: Duration) -> u64 {
+    time.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use audit::{Audit, AuditLists, Lengths, Location, Whereabouts};
-pub use budget::{BudgetClient, BudgetRequest, Granted, is_brief, most_in_hand};
+pub use budget::{BudgetClient, BudgetRequest, Granted, Token, most_in_hand};
 #[cfg(any(test, fuzzing))]
 pub(crate) use claim::fuzz;
 pub use claim::{Claim, Claimed};

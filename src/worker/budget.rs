@@ -15,14 +15,15 @@
 //!
 //! A token goes with the claim ([`BudgetPermit`]), so no more lanes claim than may ask the server. If the vCon
 //! has another step before it, the token is in hand again. One lane at a time asks Redis. Where nothing has a
-//! `limit`, nothing of this is called. A token that must be used within milliseconds does not outlive a claim:
-//! then the lane only looks whether there is one, claims, and asks right before the request.
+//! `limit`, nothing of this is called. A token that must be used within milliseconds is handed out before it is due:
+//! the lane waits for that moment, and claims just before. What is not used in time goes back to Redis.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::circuit_breaker::{BreakerState, backlog_list, is_deferring};
@@ -31,7 +32,7 @@ use super::modules::{LaneModules, Stage};
 use super::shared::SharedState;
 use crate::config::{Account, Budget, Config, ListName};
 use crate::queue::{
-    BudgetClient, BudgetRequest, Granted, LaneWaker, QueueError, Server, is_brief, most_in_hand,
+    BudgetClient, BudgetRequest, Granted, LaneWaker, QueueError, Server, Token, most_in_hand,
 };
 
 /// The shortest time between two requests for tokens of one budget that has none.
@@ -40,6 +41,9 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(4);
 /// The longest time to wait where tokens gather meanwhile, or where a slot may be free again before its lease
 /// runs out.
 const LONGEST_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long before its token is due a lane claims.
+const CLAIM_TIME: Duration = Duration::from_millis(10);
 
 /// What the scoreboard shows of a stage that is over budget.
 pub(super) const OVER_BUDGET: &str = "its budget is used up";
@@ -59,24 +63,12 @@ struct Pool {
     in_hand: Vec<Token>,
     /// Nothing is to be had before.
     due: Option<Instant>,
-    /// No other lane looks before, as one has just found a token there.
-    looked: Option<Instant>,
     /// How many tokens it asks for at a time.
     batch: u32,
     /// How many of the last batch went unused.
     wasted: u32,
     /// How many Redis had left after the last one.
     left: u32,
-}
-
-/// The right to make one request that begins soon.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Token {
-    use_by: Instant,
-    /// When it was handed out, by the clock of Redis.
-    at: u64,
-    /// The lease of its slot; empty if its budget has no slots.
-    lease: String,
 }
 
 /// Why there is no token.
@@ -99,7 +91,7 @@ pub(super) struct Granting {
 impl Granting {
     /// Whether the request may still begin.
     fn is_fresh(&self) -> bool {
-        self.token.is_fresh()
+        is_fresh(&self.token)
     }
 
     /// Whether it is of this budget.
@@ -107,8 +99,9 @@ impl Granting {
         self.budget.account == budget.account
     }
 
-    /// The request begins now.
+    /// The request begins now: a token that is not due yet is so in a few milliseconds.
     fn begin(mut self) -> Self {
+        wait_until(self.token.from);
         self.is_used = true;
         self
     }
@@ -116,7 +109,15 @@ impl Granting {
 
 impl Drop for Granting {
     fn drop(&mut self) {
-        let token = mem::replace(&mut self.token, Token::none());
+        let now = Instant::now();
+        let none = Token {
+            from: now,
+            use_by: now,
+            back_by: now,
+            at: 0,
+            lease: String::new(),
+        };
+        let token = mem::replace(&mut self.token, none);
         if self.is_used {
             self.budgets.end(&self.budget, token);
         } else {
@@ -125,17 +126,14 @@ impl Drop for Granting {
     }
 }
 
-impl Token {
-    fn none() -> Self {
-        Self {
-            use_by: Instant::now(),
-            at: 0,
-            lease: String::new(),
-        }
-    }
+fn is_fresh(token: &Token) -> bool {
+    Instant::now() < token.use_by
+}
 
-    fn is_fresh(&self) -> bool {
-        Instant::now() < self.use_by
+fn wait_until(time: Instant) {
+    let wait = time.saturating_duration_since(Instant::now());
+    if !wait.is_zero() {
+        thread::sleep(wait);
     }
 }
 
@@ -148,7 +146,10 @@ impl Pool {
             .partition(|token: &Token| now < token.use_by);
         self.in_hand = fresh;
         self.wasted += u32::try_from(Vec::len(&stale)).unwrap_or(u32::MAX);
-        (self.in_hand.pop(), stale)
+        let tokens = self.in_hand.iter().enumerate();
+        let first = tokens.min_by_key(|(_, token)| token.use_by);
+        let first = first.map(|(position, _)| position);
+        (first.map(|first| self.in_hand.swap_remove(first)), stale)
     }
 
     /// How many tokens to ask for: as many as were used while they were good.
@@ -161,13 +162,8 @@ impl Pool {
         self.batch
     }
 
-    fn note(&mut self, granted: &Granted, budget: &Budget) {
-        let tokens = granted.leases.iter().map(|lease| Token {
-            use_by: granted.use_by,
-            at: granted.at,
-            lease: lease.clone(),
-        });
-        self.in_hand.extend(tokens);
+    fn note(&mut self, granted: Granted, budget: &Budget) {
+        self.in_hand.extend(granted.tokens);
         self.left = granted.left;
         self.due = granted.due.map(|due| {
             let wait = due.saturating_duration_since(Instant::now());
@@ -181,13 +177,9 @@ impl Pool {
         });
     }
 
-    /// When there may be a token: the later of the two times.
+    /// When there may be a token, if that is not now.
     fn next(&self) -> Option<Instant> {
-        if self.in_hand.is_empty() {
-            self.due.max(self.looked)
-        } else {
-            None
-        }
+        self.due.filter(|_| self.in_hand.is_empty())
     }
 }
 
@@ -225,10 +217,7 @@ impl Budgets {
         };
         let granted = client.ask(budget, &request).map_err(NoToken::Redis)?;
         drop(client);
-        self.pool(budget, |pool| {
-            pool.looked = None;
-            pool.note(&granted, budget);
-        });
+        self.pool(budget, |pool| pool.note(granted, budget));
         match self.take_in_hand(budget)? {
             Some(granting) => Ok(granting),
             // They are stale already: this process was stopped.
@@ -242,7 +231,7 @@ impl Budgets {
             let (token, stale) = pool.take();
             (token, stale, pool.due)
         });
-        self.end_leases(budget, stale);
+        self.return_unused(budget, stale);
         match (token, due) {
             (Some(token), _) => Ok(Some(Granting {
                 budgets: Arc::clone(self),
@@ -253,26 +242,6 @@ impl Budgets {
             (None, Some(due)) if due > Instant::now() => Err(NoToken::Due(due)),
             (None, _) => Ok(None),
         }
-    }
-
-    /// Looks whether there is a token, and takes none; for one lane at a time.
-    fn look(&self, budget: &Budget) -> Result<(), NoToken> {
-        let mut client = locked(&self.client);
-        let next = self.pool(budget, |pool| pool.next());
-        if let Some(due) = next.filter(|due| *due > Instant::now()) {
-            return Err(NoToken::Due(due));
-        }
-        let found = client.ask(budget, &BudgetRequest::default());
-        let found = found.map_err(NoToken::Redis)?;
-        drop(client);
-        self.pool(budget, |pool| {
-            pool.note(&found, budget);
-            pool.looked = Some(Instant::now() + 2 * SHORTEST_WAIT);
-            match pool.due {
-                Some(due) if found.left == 0 => Err(NoToken::Due(due)),
-                _ => Ok(()),
-            }
-        })
     }
 
     /// The server wants to be left alone until then: no instance gets a token before.
@@ -296,26 +265,39 @@ impl Budgets {
 
     /// This token was not used: it is in hand again, as long as it is good.
     fn put_back(&self, budget: &Budget, token: Token) {
-        if token.is_fresh() {
+        if is_fresh(&token) {
             self.pool(budget, |pool| pool.in_hand.push(token));
         } else {
             self.pool(budget, |pool| pool.wasted += 1);
-            self.end_leases(budget, vec![token]);
+            self.return_unused(budget, vec![token]);
         }
     }
 
     /// Gives back what is in hand, as nobody needs it.
     pub fn give_back(&self, budget: &Budget) {
         let tokens = self.pool(budget, |pool| mem::take(&mut pool.in_hand));
-        let Some(first) = tokens.first() else { return };
-        let at = first.at;
-        let unused = tokens.iter().filter(|token| token.at == at).count();
-        let request = BudgetRequest {
-            unused: Some((u32::try_from(unused).unwrap_or(0), at)),
-            ended: leases(tokens),
-            ..BudgetRequest::default()
-        };
-        self.tell(budget, &request);
+        self.return_unused(budget, tokens);
+    }
+
+    /// Gives tokens back that were not used, as far as Redis takes them.
+    fn return_unused(&self, budget: &Budget, tokens: Vec<Token>) {
+        let now = Instant::now();
+        let is_taken = |token: &&Token| budget.rate.is_some() && now < token.back_by;
+        let unused: Vec<u64> = (tokens.iter())
+            .filter(is_taken)
+            .map(|token| token.at)
+            .collect();
+        let count = u32::try_from(unused.len()).unwrap_or(u32::MAX);
+        let unused = unused.into_iter().min().map(|oldest| (count, oldest));
+        let ended = leases(tokens);
+        if unused.is_some() || !ended.is_empty() {
+            let request = BudgetRequest {
+                unused,
+                ended,
+                ..BudgetRequest::default()
+            };
+            self.tell(budget, &request);
+        }
     }
 
     fn end_leases(&self, budget: &Budget, tokens: Vec<Token>) {
@@ -393,6 +375,16 @@ pub(super) struct BudgetPermit {
 }
 
 impl BudgetPermit {
+    /// Waits until its tokens are nearly due, if they are not; another lane looks after those to come meanwhile.
+    pub fn wait(&self, shared: &SharedState) {
+        let due = self.hand.iter().map(|it| it.token.from).max();
+        let claim = due.and_then(|due| due.checked_sub(CLAIM_TIME));
+        if let Some(claim) = claim.filter(|claim| *claim > Instant::now()) {
+            hand_over(shared);
+            wait_until(claim);
+        }
+    }
+
     /// Nothing waits there: whoever comes next asks for a token when it needs one.
     pub fn note_nothing(self, shared: &SharedState, config: &Arc<Config>) {
         if shared.breakers.note_in_budget(&self.stages, config) {
@@ -438,11 +430,7 @@ pub(super) fn begin_budgeted(
             let Some((budget, longest)) = modules.budget_of(stage) else {
                 continue;
             };
-            let taken = match is_brief(&budget) {
-                true => shared.budgets.look(&budget).map(|()| None),
-                false => shared.budgets.take(&budget, longest).map(Some),
-            };
-            match taken {
+            match shared.budgets.take(&budget, longest) {
                 Ok(granting) => {
                     let lanes = shared.settings.concurrency;
                     if shared.budgets.are_plenty(&budget, lanes)
@@ -450,7 +438,7 @@ pub(super) fn begin_budgeted(
                     {
                         shared.wakeup.wake_all();
                     }
-                    hand.extend(granting);
+                    hand.push(granting);
                 }
                 Err(NoToken::Due(due)) => {
                     shared

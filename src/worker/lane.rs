@@ -43,6 +43,10 @@ const QUARANTINE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest wait for work while it cannot be read what is paused.
 const UNKNOWN_WAIT: Duration = Duration::from_millis(500);
 
+/// Redis ends a wait up to this much late. So this is how long the lane that waits for a token waits by itself at most:
+/// nothing else wakes it meanwhile.
+const REDIS_LATE: Duration = Duration::from_millis(100);
+
 /// The longest pause before the host of Python modules is started again.
 const PYTHON_PAUSE: Duration = Duration::from_secs(30);
 
@@ -190,6 +194,7 @@ impl Lane {
         match begin_budgeted(&self.shared, &self.modules) {
             Ok(None) => {}
             Ok(Some(permit)) => {
+                permit.wait(&self.shared);
                 let claimed = if permit.is_backlog {
                     self.queue.claim_backlog(&permit.lists)
                 } else {
@@ -426,6 +431,12 @@ impl Lane {
         let watch = token.and_then(|_| TokenWatch::begin(&self.shared.budgets));
         let token = token.filter(|_| watch.is_some());
         let token = token.map(|due| due.saturating_duration_since(Instant::now()));
+        if let Some(wait) = token.filter(|wait| *wait <= REDIS_LATE) {
+            // Ends at once when the worker drains.
+            let _ = self.drain.recv_timeout(wait);
+            return;
+        }
+        let token = token.map(|wait| wait.saturating_sub(REDIS_LATE));
         let waits = [self.shared.breakers.next_due(), unknown, token];
         let longest = waits.into_iter().flatten().min();
         let wakeup = &self.shared.wakeup;

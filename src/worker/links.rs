@@ -133,6 +133,7 @@ impl Pipeline<'_, '_, '_> {
             };
             let start = Instant::now();
             let vcon = job.open_vcon()?;
+            let (was_changed, had_refused) = (vcon.is_changed(), refused.len());
             let unknown = Cell::new(None);
             let (shared, hand) = (self.shared, &self.hand);
             let permits = || permit(shared, hand, budget.as_ref(), &meter, &unknown);
@@ -168,8 +169,13 @@ impl Pipeline<'_, '_, '_> {
             match ran {
                 Ok(Next::Again) => {
                     let id = vcon.id().clone();
+                    // What was only refused is no sign that the stage works.
+                    let has_worked =
+                        refused.len() == had_refused || (!was_changed && vcon.is_changed());
                     job.progress.note_requests(&id, expire, routes);
-                    self.note_success(&stage);
+                    if has_worked {
+                        self.note_success(&stage);
+                    }
                     if let Some(extensions) = left_alone {
                         self.log_critical(job, &extensions);
                     }

@@ -11,7 +11,7 @@ use crate::harness::{
 };
 
 /// A vCon whose dialogs have these transcripts.
-fn sample(transcripts: &[&str]) -> Sample {
+pub(super) fn sample(transcripts: &[&str]) -> Sample {
     let mut sample = Sample::small();
     let analyses = transcripts.iter().enumerate().map(|(dialog, text)| {
         json!({"type": "transcript", "dialog": dialog, "vendor": "deepgram", "encoding": "json",
@@ -24,14 +24,14 @@ fn sample(transcripts: &[&str]) -> Sample {
 }
 
 /// The options of an OpenAI-like server, and others.
-fn openai(services: &Services, others: Value) -> Value {
+pub(super) fn openai(services: &Services, others: Value) -> Value {
     let mut options = json!({"OPENAI_API_KEY": "${SERVICE_KEY}", "base_url": services.url("/v1")});
     let members = options.as_object_mut().expect("an object");
     members.extend(others.as_object().expect("an object").clone());
     options
 }
 
-fn link(module: &str, options: Value) -> Value {
+pub(super) fn link(module: &str, options: Value) -> Value {
     json!({"module": format!("links.{module}"), "options": options})
 }
 
@@ -66,7 +66,7 @@ fn bodies(document: &Value, kind: &str) -> Vec<Value> {
     found.map(|it| it["body"].clone()).collect()
 }
 
-fn error(status: u16, code: &str, message: &str) -> Scripted {
+pub(super) fn error(status: u16, code: &str, message: &str) -> Scripted {
     let error = json!({"message": message, "type": "t", "param": null, "code": code});
     Scripted::Status(status, json!({"error": error}))
 }
@@ -279,10 +279,10 @@ fn real_vcons_get_their_analyses_and_nothing_else_changes() {
         .map(|it| Sample::of(it.document.clone()))
         .collect();
     submit(&redis, "plain", &copies);
-    work(&redis, &samples);
     wait_until("the others are done", PATIENCE, || {
         redis.length("plain_done") == copies.len()
     });
+    work(&redis, &samples);
     let mut asked = 0;
     for (sample, copy) in samples.iter().zip(&copies) {
         let (mut found, mut plain) = (document(&redis, sample), document(&redis, copy));

@@ -330,6 +330,239 @@ fn a_server_that_names_a_time_is_left_alone_until_then_and_asked_right_after() {
 }
 
 #[test]
+fn a_time_that_a_server_names_holds_for_all_workers_and_no_longer() {
+    for is_link in [true, false] {
+        let answered = Duration::from_millis(50);
+        let redis = Redis::plain();
+        let server = Counting::new(answered, |number, _| match number {
+            1 => (429, "Retry-After: 3\r\n".to_owned()),
+            _ => (200, String::new()),
+        });
+        let config = match is_link {
+            true => {
+                let link = json!({"module": "links.webhook", "options": server.options()});
+                chain(&[("hook", link)], &[])
+            }
+            false => chain(&[], &[("hook", server.storage())]),
+        };
+        // All lanes of both workers always have a next one.
+        let samples = fresh(400);
+        submit(&redis, "default", &samples);
+        let daemon = daemon(&redis, &config, "here").workers(2).lanes(4).start();
+        Ledger::of(&redis, &samples).settles();
+        let times = times(&server);
+        let told = times[0] + answered;
+        let since = times
+            .iter()
+            .map(|time| time.saturating_duration_since(told));
+        // What was under way when the server answered is not taken back.
+        let later: Vec<Duration> = since
+            .filter(|since| *since > Duration::from_millis(100))
+            .collect();
+        let first = later[0].as_secs_f64();
+        assert!((3.0..3.4).contains(&first), "{first}");
+        assert!(later.len() > 300, "{}", later.len());
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_rate_without_a_burst_is_kept_and_used() {
+    let (redis, server) = (Redis::plain(), Counting::ok(Duration::ZERO));
+    let (rate, burst) = (50.0, 1.0);
+    let config = with_another_chain(&[("hook", server.link(json!({"rate": "50/s", "burst": 1})))]);
+    let samples = fresh(1000);
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &config, "here").workers(2).lanes(4).start();
+    wait_until("the server is asked", PATIENCE, || server.count() > 0);
+    let begin = Instant::now();
+    wait_until("it goes on", PATIENCE, || {
+        begin.elapsed() > Duration::from_secs(10)
+    });
+    let times = times(&server);
+    keeps_to(&times, rate, burst);
+    // In the best four seconds: other tests may keep the machine from its work in the rest.
+    let window = Duration::from_secs(4);
+    let within = |first: &Instant| {
+        let rest = times.iter().filter(|it| *it >= first);
+        rest.take_while(|it| **it <= *first + window).count()
+    };
+    let begins = times
+        .iter()
+        .filter(|it| **it + window <= times[times.len() - 1]);
+    let used = begins.map(within).max().unwrap_or(0) as f64 / (rate * window.as_secs_f64());
+    // 96 % on a machine that has time; never much more than half where nobody waits for the right moment.
+    assert!(used >= 0.75, "{} in all: {used:.3}", times.len());
+    daemon.stop();
+}
+
+#[test]
+fn a_redis_that_loses_its_data_brings_no_more_than_a_burst() {
+    let (redis, server) = (Redis::plain(), Counting::ok(Duration::ZERO));
+    let limit = json!({"rate": "20/s", "burst": 20});
+    let config = chain(&[("hook", server.link(limit))], &[]);
+    let daemon = daemon(&redis, &config, "here").workers(2).lanes(4).start();
+    for round in 1..=3 {
+        submit(&redis, "default", &fresh(300));
+        wait_until("it goes on", PATIENCE, || server.count() >= round * 60);
+        redis.ask::<()>(&["FLUSHALL"]);
+    }
+    keeps_to(&times(&server), 20.0, 20.0);
+    daemon.stop();
+}
+
+/// The script that hands out tokens, asked by hand.
+struct Script<'a> {
+    redis: &'a Redis,
+    rate: &'static str,
+    room: &'static str,
+    slots: &'static str,
+    ahead: &'static str,
+    /// What names of leases begin with.
+    leases: &'static str,
+}
+
+/// In how many µs each token is due, in how many there is another, how many are left, and the time.
+type Tokens = (Vec<u64>, u64, u64, u64);
+
+const HASH: &str = "conserver:budget:link:it";
+
+impl<'a> Script<'a> {
+    fn new(redis: &'a Redis, rate: &'static str, room: &'static str) -> Self {
+        Self {
+            redis,
+            rate,
+            room,
+            slots: "0",
+            ahead: "0",
+            leases: "one:",
+        }
+    }
+
+    fn ask(&self, wanted: &str, left_alone: &str, back: &str, at: u64, ended: &[&str]) -> Tokens {
+        let script = include_str!("../../src/queue/scripts/budget.lua");
+        let at = at.to_string();
+        let mut command = vec!["EVAL", script, "2", HASH, "conserver:budget-leases:link:it"];
+        command.extend([
+            self.rate,
+            self.room,
+            self.slots,
+            wanted,
+            "60000",
+            self.leases,
+        ]);
+        command.extend(["600", left_alone, back, &at, "1000", self.ahead]);
+        command.extend(ended);
+        self.redis.ask(&command)
+    }
+
+    fn take(&self, wanted: &str) -> Tokens {
+        self.ask(wanted, "0", "0", 0, &[])
+    }
+
+    /// What the budget holds, and when that was: so many µs from now.
+    fn set(&self, level: &str, at: i64) {
+        let (seconds, micros): (i64, i64) = self.redis.ask(&["TIME"]);
+        let at = (seconds * 1_000_000 + micros + at).to_string();
+        let set = ["HSET", HASH, "level", level, "at", &at];
+        self.redis.ask::<i64>(&set);
+    }
+}
+
+#[test]
+fn the_script_hands_out_what_the_bucket_holds_and_what_comes_in() {
+    let redis = Redis::plain();
+    let script = Script::new(&redis, "1", "10");
+    // A new one has one token.
+    let (waits, due, left, _) = script.take("5");
+    assert_eq!((waits, left), (vec![0], 0));
+    assert!((900_000..=1_000_000).contains(&due), "{due}");
+    assert_eq!(script.take("5").0, Vec::<u64>::new());
+    // Three come in in three seconds, and no more than there is room for in a day.
+    script.set("0", -3_000_000);
+    assert_eq!(script.take("5").0.len(), 3);
+    script.set("0", -86_400_000_000);
+    let (waits, due, left, _) = script.take("4");
+    assert_eq!((waits.len(), due, left), (4, 0, 6));
+    // A clock that was set back costs nothing and brings nothing.
+    script.set("2", 600_000_000);
+    assert_eq!(script.take("5").0.len(), 2);
+    // Set forward, it brings one bucket at most.
+    script.set("0", -600_000_000);
+    assert_eq!(script.take("50").0.len(), 10);
+    redis.ask::<()>(&["FLUSHALL"]);
+    assert_eq!(script.take("50").0.len(), 1, "after a loss of all data");
+}
+
+#[test]
+fn the_script_takes_back_what_was_not_used_and_leaves_a_server_alone() {
+    let redis = Redis::plain();
+    let script = Script::new(&redis, "0.01", "3");
+    script.set("3", 0);
+    let (waits, _, _, at) = script.take("3");
+    assert_eq!(waits.len(), 3);
+    assert_eq!(script.ask("3", "0", "2", at, &[]).0.len(), 2);
+    // Not after its time, nor more than there is room for.
+    assert_eq!(
+        script.ask("3", "0", "2", at - 2_000_000, &[]).0,
+        Vec::<u64>::new()
+    );
+    let at = script.take("0").3;
+    assert_eq!(script.ask("50", "0", "50", at, &[]).0.len(), 3);
+    script.set("3", 0);
+    let (waits, due, left, _) = script.ask("3", "70000", "0", 0, &[]);
+    assert_eq!((waits.len(), left), (0, 0));
+    assert!((69_000_000..=70_000_000).contains(&due), "{due}");
+    // Another instance says less.
+    let (waits, due, ..) = script.ask("3", "50", "0", 0, &[]);
+    assert_eq!(waits.len(), 0);
+    assert!(due > 60_000_000, "{due}");
+}
+
+#[test]
+fn the_script_hands_out_brief_tokens_before_they_are_due_and_not_one_twice() {
+    let redis = Redis::plain();
+    let mut script = Script::new(&redis, "0.1", "1.5");
+    script.ahead = "25000000";
+    // One is there, the others come each ten seconds, and the fourth is too far ahead.
+    let (waits, due, left, at) = script.take("9");
+    assert_eq!((waits.len(), waits[0], left), (3, 0, 0), "{waits:?}");
+    assert!((9_900_000..=10_000_000).contains(&waits[1]), "{waits:?}");
+    assert!((19_900_000..=20_000_000).contains(&waits[2]), "{waits:?}");
+    assert!((4_000_000..=5_000_000).contains(&due), "{due}");
+    // One that comes back is not worth more than the room that the bucket had for it.
+    let (waits, due, ..) = script.ask("9", "0", "1", at, &[]);
+    assert_eq!(waits.len(), 1);
+    assert!((24_000_000..=25_000_000).contains(&waits[0]), "{waits:?}");
+    assert!((8_000_000..=10_000_000).contains(&due), "{due}");
+    // If it was the last, nobody has had less for it.
+    script.set("1", 0);
+    script.ahead = "0";
+    let (waits, .., at) = script.take("1");
+    assert_eq!(waits.len(), 1);
+    assert_eq!(script.ask("1", "0", "1", at, &[]).0.len(), 1);
+}
+
+#[test]
+fn slots_are_leased_over_a_restart_of_redis_and_end_by_themselves() {
+    let redis = Redis::new().durable().started();
+    let mut script = Script::new(&redis, "0", "0");
+    script.slots = "3";
+    assert_eq!(script.take("2").0, [0, 0]);
+    script.leases = "two:";
+    assert_eq!(script.ask("9", "0", "0", 0, &["one:1"]).0.len(), 2);
+    redis.kill9();
+    redis.start();
+    let (waits, due, left, _) = script.take("9");
+    assert_eq!((waits.len(), left), (0, 0));
+    assert!((1_000_000..=60_000_000).contains(&due), "{due}");
+    // As a lease that has run out.
+    let past = ["ZADD", "conserver:budget-leases:link:it", "1", "one:2"];
+    redis.ask::<i64>(&past);
+    assert_eq!(script.take("9").0.len(), 1);
+}
+
+#[test]
 fn what_denies_access_holds_its_chain_and_goes_on_with_a_right_key() {
     let redis = Redis::plain();
     let server = Counting::new(Duration::ZERO, |_, head| {

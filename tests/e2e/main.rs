@@ -66,6 +66,7 @@ mod keeper;
 mod layout;
 mod lease;
 mod link_faults;
+mod links_in_parts;
 mod list_order;
 mod local_links;
 mod logging;

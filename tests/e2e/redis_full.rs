@@ -2,7 +2,7 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, Daemon, Files, Ledger, PATIENCE, Redis, Sample, chain, delay, fresh, submit,
@@ -64,6 +64,25 @@ fn vcons_that_no_link_changed_are_finished() {
 #[test]
 fn vcons_that_no_link_changed_are_finished_with_json() {
     finishes_what_is_unchanged(&Redis::with_json());
+}
+
+#[test]
+fn vcons_that_wait_for_a_budget_are_finished() {
+    for limit in [
+        json!({"rate": "20/s", "burst": 5}),
+        json!({"rate": "20/s", "burst": 5, "concurrency": 2}),
+    ] {
+        let (redis, files, samples) = (Redis::plain(), Files::new(), fresh(20));
+        submit(&redis, "default", &samples);
+        fill(&redis);
+        let mut link = delay(0.0);
+        link.1["limit"] = limit;
+        let daemon = start(&redis, &unchanging(&[link], &files));
+        Ledger::of(&redis, &samples).settles();
+        assert_eq!(files.paths().len(), samples.len());
+        assert_eq!(daemon.count_in_log("Redis is away"), 0);
+        daemon.stop();
+    }
 }
 
 fn waits_with_what_has_changed(redis: &Redis) {

@@ -267,7 +267,6 @@ impl Transcribe {
         context: &Context<'_>,
     ) -> Result<Transcript, LinkError> {
         let vendor = self.vendor()?;
-        let _permit = context.permit()?;
         let input = match source {
             Source::Inline(bytes) => Input::Audio(Audio::inline(bytes, label)),
             Source::Url(url) if vendor.fetches_urls() => Input::Url(url),
@@ -278,6 +277,8 @@ impl Transcribe {
         {
             return Err(Failure::refused("its audio is empty").into());
         }
+        // The audio may take long, and asks another server.
+        let _permit = context.permit()?;
         let limit = context.deadline.begin(self.timeout);
         Ok(vendor.transcribe(&input, limit)?)
     }
