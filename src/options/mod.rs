@@ -210,7 +210,8 @@ impl Options {
                 let kind = NodeKind::Mapping(entries);
                 let plain = false;
                 let value = Node { line, kind, plain };
-                self.entries.insert(key.to_owned(), yaml::Entry { line, value });
+                self.entries
+                    .insert(key.to_owned(), yaml::Entry { line, value });
             }
             _ => {}
         }
@@ -750,10 +751,16 @@ impl Options {
     pub(crate) fn take_variable(&mut self, key: &str) {
         let is_given = self.filled_string(key).is_some();
         let variable = |environment: &Arc<Environment>| environment.variable(key);
-        if let Some(text) = self.environment.as_ref().filter(|_| !is_given).and_then(variable) {
+        if let Some(text) = self
+            .environment
+            .as_ref()
+            .filter(|_| !is_given)
+            .and_then(variable)
+        {
             let (line, kind, plain) = (self.line, NodeKind::Scalar(text), false);
             let value = Node { line, kind, plain };
-            self.entries.insert(key.to_owned(), yaml::Entry { line, value });
+            self.entries
+                .insert(key.to_owned(), yaml::Entry { line, value });
         }
     }
 

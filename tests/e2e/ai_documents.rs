@@ -114,7 +114,8 @@ fn calls(speech: &Speech, fetches: bool) -> Vec<Call> {
         }
         let dialogs = list(document, "dialog").expect("dialogs");
         if !dialogs.iter().any(|dialog| dialog["type"] == "recording") {
-            dialogs[0] = json!({"type": "recording", "start": "2024-03-16T16:09:20Z", "parties": [0]});
+            dialogs[0] =
+                json!({"type": "recording", "start": "2024-03-16T16:09:20Z", "parties": [0]});
         }
         let mut said = Vec::new();
         for (index, dialog) in dialogs.iter_mut().enumerate() {
@@ -125,7 +126,15 @@ fn calls(speech: &Speech, fetches: bool) -> Vec<Call> {
             let words = format!("Anruf-{count}: Grüße, Zoë 漢字");
             let audio = recording(&words);
             let dialog = dialog.as_object_mut().expect("an object");
-            for key in ["url", "body", "encoding", "content_hash", "signature", "alg", "mediatype"] {
+            for key in [
+                "url",
+                "body",
+                "encoding",
+                "content_hash",
+                "signature",
+                "alg",
+                "mediatype",
+            ] {
                 dialog.remove(key);
             }
             // The older name, of the older generation.
@@ -239,7 +248,9 @@ fn expected(call: &Call, vendor: &Vendor) -> Value {
         Some(found) => {
             let body = found["body"].as_str().expect("text");
             let mut all: Vec<String> = serde_json::from_str(body).expect("tags");
-            let new = tags.iter().filter(|tag| !body.contains(&format!("\"{tag}\"")));
+            let new = tags
+                .iter()
+                .filter(|tag| !body.contains(&format!("\"{tag}\"")));
             all.extend(new.map(|tag| (*tag).to_owned()));
             found["body"] = json!(all).to_string().into();
         }
@@ -357,7 +368,12 @@ fn documents_are_as_written_by_hand(open: fn(&Speech) -> Vendor) {
     assert!(recordings >= calls.len() && !posted.is_empty());
     assert_eq!(speech.heard().len(), recordings);
     let requests = services.requests();
-    let of = |path: &str| requests.iter().filter(|it| it.line().ends_with(path)).collect::<Vec<_>>();
+    let of = |path: &str| {
+        requests
+            .iter()
+            .filter(|it| it.line().ends_with(path))
+            .collect::<Vec<_>>()
+    };
     assert_eq!(of("/v1/chat/completions").len(), 2 * recordings);
     let messages = of("/api/chat.postmessage").into_iter();
     let mut sent: Vec<String> = messages
@@ -385,13 +401,29 @@ fn documents_with_deepgram_are_as_written_by_hand() {
 #[test]
 fn a_difference_is_named_by_its_path() {
     let one = json!({"a": [{"b": 1.0}, {"b": "[\"x\"]"}], "c": {}});
-    assert_eq!(difference("", &one, &json!({"a": [{"b": 1}, {"b": "[ \"x\" ]"}], "c": {}})), None);
+    assert_eq!(
+        difference(
+            "",
+            &one,
+            &json!({"a": [{"b": 1}, {"b": "[ \"x\" ]"}], "c": {}})
+        ),
+        None
+    );
     for (other, path) in [
-        (json!({"a": [{"b": 2}, {"b": "[\"x\"]"}], "c": {}}), ".a[0].b: "),
-        (json!({"a": [{"b": 1}, {"b": "[\"y\"]"}], "c": {}}), ".a[1].b: "),
+        (
+            json!({"a": [{"b": 2}, {"b": "[\"x\"]"}], "c": {}}),
+            ".a[0].b: ",
+        ),
+        (
+            json!({"a": [{"b": 1}, {"b": "[\"y\"]"}], "c": {}}),
+            ".a[1].b: ",
+        ),
         (json!({"a": [{"b": 1}], "c": {}}), ".a[1]: "),
         (json!({"a": [{"b": 1}, {"b": "[\"x\"]"}]}), ".c: "),
-        (json!({"a": [{"b": 1}, {"b": "[\"x\"]"}], "c": {}, "d": null}), ".d: "),
+        (
+            json!({"a": [{"b": 1}, {"b": "[\"x\"]"}], "c": {}, "d": null}),
+            ".d: ",
+        ),
     ] {
         let found = difference("", &one, &other).unwrap_or_default();
         assert!(found.starts_with(path), "{found}");

@@ -352,6 +352,8 @@ pub(super) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::FailureKind;
+    use crate::secret::Secret;
 
     #[test]
     fn json_is_found_within_a_fence() {

@@ -77,11 +77,7 @@ struct Credentials {
 impl OpenAiServer {
     /// The server that the options name, to which this is sent; `None` after a fault, and if there are no
     /// credentials, which is a fault if they are `required`.
-    pub(in crate::link) fn open(
-        options: &mut Options,
-        sent: Sent,
-        required: bool,
-    ) -> Option<Self> {
+    pub(in crate::link) fn open(options: &mut Options, sent: Sent, required: bool) -> Option<Self> {
         let of_account = [
             ("organization", "openai-organization"),
             ("project", "openai-project"),

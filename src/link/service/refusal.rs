@@ -179,7 +179,9 @@ fn shown(said: &Explanation, secrets: &[Secret]) -> String {
 /// The first of these members that is a text with something in it.
 fn first(members: &Value, names: &[&str]) -> Option<String> {
     let mut texts = names.iter().filter_map(|name| members.get(name)?.as_str());
-    texts.find(|text| !text.trim().is_empty()).map(str::to_owned)
+    texts
+        .find(|text| !text.trim().is_empty())
+        .map(str::to_owned)
 }
 
 impl Explanation {

@@ -71,4 +71,26 @@ mod tests {
             "api": {"list": ["b"]}});
         assert_eq!(Value::Object(shown(options, &looked_up)), expected);
     }
+
+    #[test]
+    fn no_secret_is_shown_in_a_vcon() {
+        let looked_up = [Secret::new("aus-der-umgebung")];
+        let options = json!({
+            "model": "m", "API_KEY": "geheim", "api_key_file": "key", "Content-Type": "audio/flac",
+            "LITELLM_PROXY_URL": "http://geheim", "prompt": "say aus-der-umgebung", "language": "aus-der-umgebung",
+            "API_URL": "https://us:geheim@h/x?token=geheim",
+            "api": {"token": "geheim", "tier": ["a", "https://u:geheim@h"], "passwd": 1},
+        });
+        let Value::Object(options) = options else {
+            unreachable!()
+        };
+        let found = Value::Object(shown(options, &looked_up));
+        assert_eq!(
+            found,
+            json!({
+                "model": "m", "Content-Type": "audio/flac", "prompt": "say ***", "API_URL": "https://h/x",
+                "api": {"tier": ["a", "https://h/"]},
+            })
+        );
+    }
 }

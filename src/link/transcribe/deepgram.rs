@@ -49,6 +49,9 @@ struct Channel {
 
 impl Deepgram {
     pub(super) fn open(options: &mut Options) -> Option<Self> {
+        if options.filled_secret("DEEPGRAM_KEY").is_none() && !options.is_given("base_url") {
+            options.take_variable("DEEPGRAM_KEY");
+        }
         let key = options.filled_secret("DEEPGRAM_KEY");
         let url = url_or(options, "base_url", BASE);
         let is_elsewhere = options.is_given("base_url");
@@ -59,9 +62,12 @@ impl Deepgram {
         let language = language.unwrap_or(LANGUAGE).to_owned();
         let minimum_confidence = options.number_or("minimum_confidence", 0.5);
         let service = match key {
-            Some(key) => {
-                Server::new(options, url?, Sent::Audio).with_key(options, "DEEPGRAM_KEY", "Token", key)
-            }
+            Some(key) => Server::new(options, url?, Sent::Audio).with_key(
+                options,
+                "DEEPGRAM_KEY",
+                "Token",
+                key,
+            ),
             None if is_elsewhere => Server::new(options, url?, Sent::Audio),
             None => {
                 options.fault("DEEPGRAM_KEY", "is required");
@@ -78,13 +84,11 @@ impl Deepgram {
 
     fn transcript(&self, body: &[u8]) -> Result<Transcript, Failure> {
         let url = &self.service.url;
-        let reply: Reply =
-            serde_json::from_slice(body).map_err(|error| unreadable(url, error))?;
+        let reply: Reply = serde_json::from_slice(body).map_err(|error| unreadable(url, error))?;
         let channel = reply.results.channels.into_iter().next();
         let language = channel.as_ref().and_then(|it| it.detected_language.clone());
         let first = channel.and_then(|channel| channel.alternatives.into_iter().next());
-        let mut alternative =
-            first.ok_or_else(|| unreadable(url, "it lists no alternative"))?;
+        let mut alternative = first.ok_or_else(|| unreadable(url, "it lists no alternative"))?;
         let confidence = alternative.get("confidence");
         let confidence = confidence.and_then(|it| serde_json::from_str::<f64>(it.get()).ok());
         if let Some(confidence) = confidence.filter(|it| *it < self.minimum_confidence) {

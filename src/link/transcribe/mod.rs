@@ -33,7 +33,7 @@ use self::openai::OpenAi;
 use super::service::{all_refused, shown, without_usage_reports};
 use super::{Context, Link, LinkError, Next};
 use crate::deadline::{Deadline, Limit};
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::http_client::{Fetcher, Url};
 use crate::options::Options;
 use crate::options::yaml::{Mapping, NodeKind};
@@ -308,6 +308,7 @@ impl Transcribe {
     fn fetch(&self, url: &str, label: &Label, deadline: Deadline) -> Result<Audio, Failure> {
         let limit = deadline.begin(self.fetch_timeout);
         let fetched = self.fetcher.fetch(url, limit, self.max_audio_size)?;
+        label.verify(&fetched.bytes).map_err(Failure::permanent)?;
         Ok(Audio::fetched(fetched, url, label))
     }
 
@@ -420,6 +421,7 @@ fn unreadable(url: &Url, why: impl std::fmt::Display) -> Failure {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::failure::FailureKind;
     use crate::http_client::tests::serve_with;
     use crate::link::testing::opened as link_with;
     use crate::vcon::Version;
@@ -647,25 +649,68 @@ mod tests {
     }
 
     #[test]
-    fn no_secret_is_shown_in_a_vcon() {
-        let looked_up = [Secret::new("aus-der-umgebung")];
-        let options = json!({
-            "model": "m", "API_KEY": "geheim", "api_key_file": "key", "Content-Type": "audio/flac",
-            "LITELLM_PROXY_URL": "http://geheim", "prompt": "say aus-der-umgebung", "language": "aus-der-umgebung",
-            "API_URL": "https://us:geheim@h/x?token=geheim",
-            "api": {"token": "geheim", "tier": ["a", "https://u:geheim@h"], "passwd": 1},
-        });
-        let Value::Object(options) = options else {
-            unreachable!()
+    fn options_without_a_service_mean_the_model_in_python() {
+        for (text, expected) in [
+            ("{}", true),
+            ("{transcribe_options: {model_size: base}}", true),
+            ("{vendor: whisper_builtin, vendor_options: {a: b}}", true),
+            ("{vendor: '', vendor_options: {}}", true),
+            ("{vendor: deepgram}", false),
+            ("{vendor_options: {a: b}}", false),
+            ("{vendor: '${VENDOR}'}", false),
+        ] {
+            let options = Options::from_yaml(text).into_entries();
+            assert_eq!(has_model_in_python(&options), expected, "{text}");
+        }
+        let both =
+            "{vendor: deepgram, vendor_options: {DEEPGRAM_KEY: k}, transcribe_options: {a: b}}";
+        assert_eq!(faults(open, both), [""; 0]);
+        let pieces = "{OPENAI_API_KEY: k, max_chunk_duration: 9, use_silence_chunking: true, silence_thresh: -40}";
+        assert_eq!(faults(open_openai, pieces), [""; 0]);
+    }
+
+    #[test]
+    fn keys_may_come_from_the_environment() {
+        let open_with = |text: &str| {
+            let variables = [
+                ("OPENAI_API_KEY", "sk-environment"),
+                ("DEEPGRAM_KEY", "dg-environment"),
+            ];
+            let mut options = Options::from_yaml_with(text, variables);
+            open(&mut options);
+            options.finish();
+            (options.faults(), options.known_as_json())
         };
-        let shown = Value::Object(without_secrets(options, &looked_up));
-        assert_eq!(
-            shown,
-            json!({
-                "model": "m", "Content-Type": "audio/flac", "prompt": "say ***", "API_URL": "https://h/x",
-                "api": {"tier": ["a", "https://h/"]},
-            })
-        );
+        for (text, key) in [
+            ("{vendor: openai}", Some("sk-environment")),
+            (
+                "{vendor: openai, vendor_options: {model: m}}",
+                Some("sk-environment"),
+            ),
+            (
+                "{vendor: openai, vendor_options: {OPENAI_API_KEY: own}}",
+                None,
+            ),
+            // Nobody else gets it.
+            (
+                "{vendor: openai, vendor_options: {base_url: 'http://h'}}",
+                None,
+            ),
+            ("{vendor: deepgram}", Some("dg-environment")),
+            (
+                "{vendor: deepgram, vendor_options: {base_url: 'http://h'}}",
+                None,
+            ),
+        ] {
+            let (faults, kept) = open_with(text);
+            assert_eq!(faults, [""; 0], "{text}");
+            assert_eq!(
+                kept.contains("environment"),
+                key.is_some(),
+                "{text}: {kept}"
+            );
+            assert!(key.is_none_or(|key| kept.contains(key)), "{text}: {kept}");
+        }
     }
 
     #[test]
@@ -674,12 +719,13 @@ mod tests {
             (
                 open as fn(&mut Options) -> Box<dyn Link>,
                 "{}",
-                "vendor: is required",
+                "vendor: is not one of deepgram, openai, groq, hugging_face: the model of the Python module",
             ),
             (
                 open,
                 "{vendor: whisper_builtin}",
-                "vendor: \"whisper_builtin\" is not deepgram, openai, groq or hugging_face",
+                "vendor: is not one of deepgram, openai, groq, hugging_face: the model of the Python module links.transcribe is \
+                 meant; set CONSERVER_PYTHON_PATH",
             ),
             (
                 open,
