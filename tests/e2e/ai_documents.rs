@@ -78,11 +78,14 @@ fn summary(number: u32) -> String {
 
 /// Whether the caller wants to be called back.
 fn applies(number: u32) -> bool {
-    number % 3 == 0
+    number.is_multiple_of(3)
 }
 
-/// The model.
+/// The model. Slack's answers have nothing of it.
 fn think(asked: &Asked) -> String {
+    if asked.line().contains("/api/") {
+        return String::new();
+    }
     let question = asked.question();
     let number = number(question);
     if question.starts_with(&format!("Question: {QUESTION}")) {

@@ -769,11 +769,6 @@ mod tests {
             ),
             (
                 open,
-                "{vendor: openai, vendor_options: {api_key: a, max_chunk_duration: 480}}",
-                "vendor_options.max_chunk_duration: has no effect",
-            ),
-            (
-                open,
                 "{vendor: openai, vendor_options: {api_key: a, response_format: srt}}",
                 "vendor_options.response_format: \"srt\" is not json",
             ),
