@@ -45,17 +45,18 @@ fn openai(speech: &Speech) -> Vendor {
 }
 
 fn deepgram(speech: &Speech) -> Vendor {
+    let url = format!("{}/", speech.url());
     let api = json!({"model": "nova-2", "smart_format": true});
     Vendor {
         options: json!({"vendor": "deepgram", "vendor_options": {"DEEPGRAM_KEY": SPEECH_KEY,
-            "base_url": speech.url(), "minimum_duration": 0, "api": api}}),
+            "base_url": url, "minimum_duration": 0, "api": api}}),
         text_location: "body.paragraphs.transcript",
         body: |said| {
             json!({"transcript": said, "confidence": 0.98, "words": [],
                 "paragraphs": {"transcript": said, "paragraphs": []}, "detected_language": "de"})
         },
         vendor_schema: json!({"opts": {
-            "minimum_duration": 0, "base_url": speech.url(), "api": api}}),
+            "minimum_duration": 0, "base_url": url, "api": api}}),
         fetches: true,
     }
 }
