@@ -168,7 +168,9 @@ impl NamedModule {
             Section::Storages => storage::MODULES.iter().any(|row| row.name == self.module),
             Section::Tracers | Section::Imports => false,
         };
-        self.native && is_known
+        let means_python =
+            self.section == Section::Links && link::means_python(&self.module, &self.options);
+        self.native && is_known && !means_python
     }
 
     /// Whether it is a module that Python has to have.

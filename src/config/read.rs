@@ -65,6 +65,7 @@ pub(super) fn config(
         known: links.iter().map(|row| (row.name, row.open)).collect(),
         kind: ModuleKind::Link,
         open_python: |module, host| Box::new(link::PythonLink::new(module, host)),
+        means_python: link::means_python,
         routes: |link| link.routes(),
         waits: |link| link.waits(),
         on_outage: |_| OnOutage::Hold,
@@ -78,6 +79,7 @@ pub(super) fn config(
         known: storages.iter().map(|row| (row.name, row.open)).collect(),
         kind: ModuleKind::Storage,
         open_python: |module, host| Box::new(storage::PythonStorage::new(module, host)),
+        means_python: |_, _| false,
         routes: |_| Vec::new(),
         waits: |_| Duration::ZERO,
         on_outage: OnOutage::read,
@@ -297,6 +299,8 @@ struct Modules<'a, T: ?Sized> {
     routes: fn(&T) -> Vec<ListName>,
     /// How long each run of an opened one waits at least.
     waits: fn(&T) -> Duration,
+    /// Whether an entry with these options means the Python module, though one of its name is built in.
+    means_python: fn(&str, &Mapping) -> bool,
     /// Reads the key that only storages have.
     on_outage: fn(&mut Options) -> OnOutage,
     /// Whose budget the `limit` of an entry is, unless it names an account.
@@ -347,7 +351,14 @@ impl<T: ?Sized> Modules<'_, T> {
             keys.fault("native", message);
         }
         let is_unknown = row.is_none();
-        let row = row.filter(|_| native);
+        let nothing = Mapping::new();
+        let mapping = match options.as_ref().map(|(_, node)| &node.kind) {
+            Some(NodeKind::Mapping(options)) => options,
+            _ => &nothing,
+        };
+        let means_python = (self.means_python)(&module, mapping);
+        let in_python = !native || means_python && self.python.is_set();
+        let row = row.filter(|_| !in_python);
         let is_python = row.is_none() && !module.is_empty() && self.python.is_set();
         let timeout = if is_python {
             time_limit(&mut keys)

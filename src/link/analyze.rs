@@ -155,7 +155,7 @@ mod tests {
         let failure = failed(done.end);
         assert_eq!(failure.kind, FailureKind::Refused);
         for part in [
-            "dialog 0: could not POST to http://",
+            "dialog 0: http://",
             "context_length_exceeded",
             "; dialog 2: ",
         ] {

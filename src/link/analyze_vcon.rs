@@ -52,7 +52,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
             analysis_type: options.string_or("analysis_type", "json_analysis"),
             schema: Schema::new(options, &schema),
         },
-        client: Client::open(options),
+        client: Client::open(options, true),
         selection: Selection::open(options),
         temperature: number(options.number_or("temperature", 0.0)),
         without_bodies: options.bool_or("remove_body_properties", true),

@@ -21,6 +21,7 @@ mod jq_link;
 mod post_analysis_to_slack;
 mod python;
 mod sampler;
+mod service;
 mod tag;
 mod tag_router;
 mod transcribe;
@@ -41,6 +42,7 @@ use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::list_name::ListName;
 use crate::options::Options;
+use crate::options::yaml::Mapping;
 use crate::program::{Clock, ProgramError, Reply, Stream};
 use crate::settings::Critical;
 use crate::vcon::{Vcon, VconError, VconId, Version};
@@ -326,6 +328,12 @@ pub const MODULES: &[Module] = &[
     module("links.exec", exec::open),
     module("links.python", python::open),
 ];
+
+/// Whether an entry with these options means the Python module of that name, although one is built in: the model in
+/// it, which runs on this machine.
+pub(crate) fn means_python(module: &str, options: &Mapping) -> bool {
+    module == "links.transcribe" && transcribe::has_model_in_python(options)
+}
 
 /// What the tests of links share.
 #[cfg(test)]

@@ -17,7 +17,8 @@ use ureq::Agent;
 use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use ureq::http::{HeaderValue, Request};
 
-use super::ai::{all_refused, includes, of_answer, to_json};
+use super::ai::{includes, to_json};
+use super::service::{Sent, all_refused, of_answer};
 use super::{Context, Link, LinkError, Next};
 use crate::deadline::{Deadline, Limit};
 use crate::failure::{Failure, FailureKind};
@@ -311,7 +312,7 @@ impl Slack {
             .map_err(unsent)?;
         let answer = exchange(&self.agent, request, &url, limit, MOST)?;
         if !answer.status.is_success() {
-            return Err(of_answer(&url, &answer, &self.secrets));
+            return Err(of_answer(&url, &answer, Sent::Text, &self.secrets));
         }
         let said: Value = serde_json::from_slice(&answer.body).map_err(|error| {
             Failure::transient(format!("{url} answered with what is not JSON: {error}"))

@@ -200,10 +200,20 @@ impl Options {
         within.finish();
         self.faults.append(&mut within.faults);
         self.warnings.append(&mut within.warnings);
-        if let Some(entry) = self.entries.get_mut(key)
-            && matches!(entry.value.kind, NodeKind::Mapping(_))
-        {
-            entry.value.kind = NodeKind::Mapping(within.into_entries());
+        let (line, entries) = (within.line, within.into_entries());
+        match self.entries.get_mut(key) {
+            Some(entry) if matches!(entry.value.kind, NodeKind::Mapping(_)) => {
+                entry.value.kind = NodeKind::Mapping(entries);
+            }
+            // What is in it came from variables.
+            _ if !entries.is_empty() => {
+                let kind = NodeKind::Mapping(entries);
+                let plain = false;
+                let value = Node { line, kind, plain };
+                self.entries
+                    .insert(key.to_owned(), yaml::Entry { line, value });
+            }
+            _ => {}
         }
     }
 
@@ -734,6 +744,23 @@ impl Options {
             let message = "`${` stays text, as it is for the existing worker: it is not followed by \
                            the name of a variable and `}`; write `$${` for the text `${`";
             self.warn_at(line, &key, message);
+        }
+    }
+
+    /// Takes an option that is not given from the variable of its name, if that holds something.
+    pub(crate) fn take_variable(&mut self, key: &str) {
+        let is_given = self.filled_string(key).is_some();
+        let variable = |environment: &Arc<Environment>| environment.variable(key);
+        if let Some(text) = self
+            .environment
+            .as_ref()
+            .filter(|_| !is_given)
+            .and_then(variable)
+        {
+            let (line, kind, plain) = (self.line, NodeKind::Scalar(text), false);
+            let value = Node { line, kind, plain };
+            self.entries
+                .insert(key.to_owned(), yaml::Entry { line, value });
         }
     }
 

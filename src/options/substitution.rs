@@ -129,6 +129,14 @@ impl Environment {
         Ok(self.note(text))
     }
 
+    /// The text of a variable, if it is one and holds something.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        let value = self.variables.get(&OsString::from(name));
+        let text = value.and_then(|value| value.to_str());
+        let text = text.filter(|text| !text.trim().is_empty())?;
+        Some(self.note(text))
+    }
+
     /// What has been looked up since it was last asked for: none of it is to be shown.
     pub fn take_looked_up(&self) -> Vec<Secret> {
         mem::take(&mut *self.lock())

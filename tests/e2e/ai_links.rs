@@ -341,8 +341,8 @@ fn azure_and_litellm_are_asked_in_their_own_ways() {
     let requests = services.requests();
     let lines: Vec<&str> = requests.iter().map(Asked::line).collect();
     let expected = [
-        "post /openai/deployments/our%2dgpt/chat/completions?api-version=2024%2d10%2d21",
-        "post /openai/responses?api-version=2024%2d10%2d21",
+        "post /openai/deployments/our-gpt/chat/completions?api-version=2024-10-21",
+        "post /openai/responses?api-version=2024-10-21",
         "post /proxy/chat/completions",
     ];
     assert_eq!(lines, expected);

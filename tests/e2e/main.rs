@@ -24,6 +24,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod ai_documents;
 mod ai_links;
 mod alert_rules;
 mod answers;

@@ -189,7 +189,7 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         id: "model_credentials",
         what: "`links.detect_engagement` without credentials in its options",
         existing: "takes OPENAI_API_KEY from the environment, or passes the vCon on",
-        conserver: "is refused by `check`: give `OPENAI_API_KEY: ${OPENAI_API_KEY}`",
+        conserver: "takes OPENAI_API_KEY, or those of LiteLLM or Azure, from the environment; without any, vCons wait",
         concerns: |it| some(it.used(Section::Links, |link| {
             let credentials = [
                 "OPENAI_API_KEY", "openai_api_key", "api_key", "AZURE_OPENAI_API_KEY", "LITELLM_MASTER_KEY",
@@ -456,7 +456,7 @@ impl Deployment {
     /// The links that transcribe, built in, of which `is_meant` holds.
     fn transcribers(&self, is_meant: impl Fn(&NamedModule) -> bool) -> Vec<String> {
         self.used(Section::Links, |link| {
-            link.native && TRANSCRIBERS.contains(&&*link.module) && is_meant(link)
+            link.is_built_in() && TRANSCRIBERS.contains(&&*link.module) && is_meant(link)
         })
     }
 

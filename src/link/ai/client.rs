@@ -1,84 +1,26 @@
-//! The client of an OpenAI-like server: where it is, with which key, one request, and what its answer says.
-//!
-//! | server | options | requests |
-//! |---|---|---|
-//! | LiteLLM | `LITELLM_PROXY_URL`, `LITELLM_MASTER_KEY` | below the URL as it is given |
-//! | Azure OpenAI | `AZURE_OPENAI_ENDPOINT`, `AZURE_OPENAI_API_KEY`, `AZURE_OPENAI_API_VERSION` | `/openai/deployments/<model>/…?api-version=`, header `api-key` |
-//! | OpenAI | `OPENAI_API_KEY`, `openai_api_key` or `api_key` | below `https://api.openai.com/v1` |
-//! | any other | `base_url`, `openai_base_url` or `OPENAI_BASE_URL`; a key if it wants one | below that URL |
-//!
-//! The first group that is complete is used.
+//! The client of an OpenAI-like server for questions to its models: one request, and what its answer says.
+//! [`OpenAiServer`] knows where it is and with which key.
 
 use std::time::Duration;
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use ureq::Agent;
-use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use ureq::http::{HeaderMap, HeaderName, HeaderValue, Request};
+use ureq::http::header::CONTENT_TYPE;
 
-use super::{refusal, to_json};
+use super::to_json;
 use crate::deadline::Deadline;
-use crate::failure::Failure;
-use crate::http_client::{self, Answer, Url, exchange, retry_after};
+use crate::failure::{Failure, FailureKind};
+use crate::http_client::{Answer, Url, retry_after};
+use crate::link::service::openai::OpenAiServer;
+use crate::link::service::{Sent, without_usage_reports};
 use crate::options::Options;
-use crate::secret::Secret;
-
-/// Where OpenAI itself is.
-const OPENAI: &str = "https://api.openai.com/v1";
-
-/// The version of Azure's interface that is asked for if none is given.
-const AZURE_VERSION: &str = "2024-10-21";
-
-/// The most bytes of an answer that are read.
-const MOST: u64 = 16 << 20;
-
-/// How long a probe waits for an answer.
-const PROBE: Duration = Duration::from_secs(10);
-
-/// Names of the option for the base URL of any OpenAI-like server.
-const BASE_URLS: [&str; 3] = ["base_url", "openai_base_url", "OPENAI_BASE_URL"];
-
-/// Names of the option for the key of OpenAI or any server like it.
-const KEYS: [&str; 3] = ["OPENAI_API_KEY", "openai_api_key", "api_key"];
-
-/// What is missing if there are no credentials.
-const MISSING: &str = "is required, as in `OPENAI_API_KEY: ${OPENAI_API_KEY}`; or give LITELLM_PROXY_URL and \
-                       LITELLM_MASTER_KEY, or AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY, or the base_url \
-                       of a server that wants no key";
 
 /// The client of one link.
 pub(in crate::link) struct Client {
-    /// `None` after a fault in the options.
-    server: Option<Server>,
+    /// `None` after a fault in the options, and where credentials are missing that may be.
+    server: Option<OpenAiServer>,
     timeout: Duration,
-}
-
-struct Server {
-    provider: Provider,
-    url: Url,
-    agent: Agent,
-    headers: HeaderMap,
-    /// What must not be shown, even if the server quotes it.
-    secrets: Vec<Secret>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Provider {
-    LiteLlm,
-    Azure { version: String },
-    OpenAi,
-}
-
-/// A group of credentials that is complete.
-struct Credentials {
-    provider: Provider,
-    /// The option that names the server.
-    option: &'static str,
-    url: String,
-    key: Option<Secret>,
 }
 
 /// A question to `chat/completions`.
@@ -127,15 +69,21 @@ pub(in crate::link) fn number(value: f64) -> Box<RawValue> {
     RawValue::from_string(text).unwrap_or_default()
 }
 
+/// What is missing if a link has no credentials, and its options none that are wrong.
+const NO_CREDENTIALS: &str = "it has no credentials: give OPENAI_API_KEY or those of another server, in its options or \
+                              in the daemon's environment";
+
 impl Client {
-    /// Reads the options for the server and the time limit.
-    pub fn open(options: &mut Options) -> Self {
+    /// Reads the options for the server and the time limit. Without credentials it can ask nothing, which is a
+    /// fault if they are `required`.
+    pub fn open(options: &mut Options, required: bool) -> Self {
         let timeout = options.seconds_or("timeout", 120.0);
         if timeout.is_zero() {
             options.fault("timeout", "must be more than 0");
         }
+        without_usage_reports(options);
         Self {
-            server: Server::open(options),
+            server: OpenAiServer::open(options, Sent::Text, required),
             timeout,
         }
     }
@@ -147,260 +95,48 @@ impl Client {
 
     /// Whose model it is, as analyses name it.
     pub fn vendor(&self) -> &'static str {
-        match self.server.as_ref().map(|server| &server.provider) {
-            Some(Provider::LiteLlm) => "litellm",
-            Some(Provider::Azure { .. }) => "azure",
-            Some(Provider::OpenAi) | None => "openai",
-        }
+        self.server.as_ref().map_or("openai", OpenAiServer::vendor)
     }
 
     /// Asks for the next message of a chat, and returns its text.
     pub fn chat(&self, chat: &Chat<'_>, deadline: Deadline) -> Result<String, Failure> {
         let server = self.server()?;
         let path = server.path("chat/completions", Some(chat.model));
-        let (url, answer) = server.post(&path, chat, deadline, self.timeout)?;
-        let answer = json_of(&url, &answer)?;
-        reply_of_chat(&answer, &url)
+        let answer = self.post(&path, chat, deadline)?;
+        reply_of_chat(&answer, &server.server.url)
     }
 
     /// Asks a single question, and returns the text of the answer.
     pub fn respond(&self, question: &Question<'_>, deadline: Deadline) -> Result<String, Failure> {
         let server = self.server()?;
         let path = server.path("responses", None);
-        let (url, answer) = server.post(&path, question, deadline, self.timeout)?;
-        let answer = json_of(&url, &answer)?;
-        reply_of_response(&answer, &url)
+        let answer = self.post(&path, question, deadline)?;
+        reply_of_response(&answer, &server.server.url)
     }
 
-    /// Whether the server takes the key, as far as that can be seen without paying: it is asked for its models.
+    /// Whether the server knows the key, as far as that can be seen without paying.
     pub fn probe(&self) -> Result<(), Failure> {
-        let server = self.server()?;
-        if matches!(server.provider, Provider::Azure { .. }) {
-            return http_client::reach(&server.agent, &server.url);
-        }
-        let own = PROBE.min(self.timeout);
-        let (url, answer) = server.send("GET", "/models", String::new(), Deadline::NONE, own)?;
-        match answer.status.as_u16() {
-            200..=299 => Ok(()),
-            // A server that does not list its models may do all the rest.
-            404 | 405 => Ok(()),
-            _ => Err(refusal::of_answer(&url, &answer, &server.secrets)),
-        }
+        self.server()?.probe()
     }
 
-    fn server(&self) -> Result<&Server, Failure> {
-        let server = self.server.as_ref();
-        server.ok_or_else(|| Failure::permanent("no model server is configured"))
-    }
-}
-
-impl Server {
-    fn open(options: &mut Options) -> Option<Self> {
-        let credentials = credentials(options);
-        let [organization, project] = ["organization", "project"].map(|name| {
-            let given = options.filled_string(name);
-            let other = options.filled_string(&format!("{name}_key"));
-            given.or(other)
-        });
-        for key in ["send_ai_usage_data_to_url", "ai_usage_api_token"] {
-            options.pass_over(key);
-        }
-        if options.is_given("send_ai_usage_data_to_url") {
-            let why = "has no effect: usage is not reported anywhere";
-            options.warn("send_ai_usage_data_to_url", why);
-        }
-        let Some(credentials) = credentials else {
-            options.fault(KEYS[0], MISSING);
-            return None;
-        };
-        let option = credentials.option;
-        let url: Url = match credentials.url.parse() {
-            Ok(url) => url,
-            Err(error) => {
-                let error: http_client::NotAUrl = error;
-                options.fault(option, error.to_string());
-                return None;
-            }
-        };
-        if credentials.url.contains(['?', '#']) {
-            options.fault(option, "must have no query");
-        }
-        let mut headers = HeaderMap::new();
-        let is_azure = matches!(credentials.provider, Provider::Azure { .. });
-        if let Some(key) = &credentials.key {
-            let key = key.reveal().trim();
-            let header = match is_azure {
-                true => (HeaderName::from_static("api-key"), key.to_owned()),
-                false => (AUTHORIZATION, format!("Bearer {key}")),
-            };
-            set(&mut headers, options, KEYS[0], header);
-        } else if let Some(login) = url.authorization() {
-            headers.insert(AUTHORIZATION, login);
-        }
-        if !is_azure {
-            for (name, option, value) in [
-                ("openai-organization", "organization", organization),
-                ("openai-project", "project", project),
-            ] {
-                if let Some(value) = value {
-                    let header = (HeaderName::from_static(name), value);
-                    set(&mut headers, options, option, header);
-                }
-            }
-        }
-        let mut secrets = options.looked_up().to_vec();
-        secrets.extend(credentials.key);
-        Some(Self {
-            provider: credentials.provider,
-            url,
-            agent: http_client::agent(),
-            headers,
-            secrets,
-        })
-    }
-
-    /// Where something is asked for, on Azure of the model that is deployed under this name.
-    fn path(&self, what: &str, model: Option<&str>) -> String {
-        match &self.provider {
-            Provider::Azure { version } => {
-                let version = utf8_percent_encode(version, NON_ALPHANUMERIC);
-                let of = model.map(|model| {
-                    let model = utf8_percent_encode(model, NON_ALPHANUMERIC);
-                    format!("deployments/{model}/")
-                });
-                let of = of.unwrap_or_default();
-                format!("/openai/{of}{what}?api-version={version}")
-            }
-            Provider::LiteLlm | Provider::OpenAi => format!("/{what}"),
-        }
-    }
-
-    /// Posts JSON; returns the URL, as messages show it, and the answer, which is a good one.
+    /// Posts JSON, and returns that of the answer.
     fn post(
         &self,
         path: &str,
         body: &impl Serialize,
         deadline: Deadline,
-        own: Duration,
-    ) -> Result<(Url, Answer), Failure> {
-        let json = to_json(body)?.get().to_owned();
-        let (url, answer) = self.send("POST", path, json, deadline, own)?;
-        if !answer.status.is_success() {
-            return Err(refusal::of_answer(&url, &answer, &self.secrets));
-        }
-        Ok((url, answer))
+    ) -> Result<Value, Failure> {
+        let server = &self.server()?.server;
+        let json = to_json(body)?;
+        let content = [(CONTENT_TYPE, "application/json".to_owned())];
+        let limit = deadline.begin(self.timeout);
+        let answer = server.post(path, &content, json.get(), limit)?;
+        json_of(&server.url, &answer)
     }
 
-    fn send(
-        &self,
-        method: &str,
-        path: &str,
-        body: String,
-        deadline: Deadline,
-        own: Duration,
-    ) -> Result<(Url, Answer), Failure> {
-        let unsent = |_| Failure::permanent(format!("could not {method} {}: bad URL", self.url));
-        let uri = self.url.below(path).map_err(unsent)?;
-        let url = uri.to_string().parse().unwrap_or_else(|_| self.url.clone());
-        let mut request = Request::builder().method(method).uri(uri);
-        for (name, value) in &self.headers {
-            request = request.header(name, value);
-        }
-        let limit = deadline.begin(own);
-        let answer = if method == "GET" {
-            let request = request.body(()).map_err(unsent)?;
-            exchange(&self.agent, request, &url, limit, MOST)?
-        } else {
-            let request = request.header(CONTENT_TYPE, "application/json");
-            let request = request.body(body).map_err(unsent)?;
-            exchange(&self.agent, request, &url, limit, MOST)?
-        };
-        Ok((url, answer))
-    }
-}
-
-/// Sets a header that is not shown; its value is that of `option`.
-fn set(
-    headers: &mut HeaderMap,
-    options: &mut Options,
-    option: &str,
-    (name, value): (HeaderName, String),
-) {
-    match HeaderValue::from_str(&value) {
-        Ok(mut value) => {
-            value.set_sensitive(true);
-            headers.insert(name, value);
-        }
-        Err(_) => options.fault(option, "is not one line of text"),
-    }
-}
-
-/// The first group of credentials that is complete. What is left of others has no effect.
-fn credentials(options: &mut Options) -> Option<Credentials> {
-    let litellm_url = options.filled_secret("LITELLM_PROXY_URL");
-    let litellm_key = options.filled_secret("LITELLM_MASTER_KEY");
-    let azure_url = options.filled_string("AZURE_OPENAI_ENDPOINT");
-    let azure_key = options.filled_secret("AZURE_OPENAI_API_KEY");
-    let version = options.string_or("AZURE_OPENAI_API_VERSION", AZURE_VERSION);
-    let keys = KEYS.map(|name| options.filled_secret(name));
-    let urls = BASE_URLS.map(|name| Some((name, options.filled_string(name)?)));
-
-    half(
-        options,
-        "LITELLM_PROXY_URL",
-        &litellm_url,
-        "LITELLM_MASTER_KEY",
-        &litellm_key,
-    );
-    half(
-        options,
-        "AZURE_OPENAI_ENDPOINT",
-        &azure_url,
-        "AZURE_OPENAI_API_KEY",
-        &azure_key,
-    );
-    if let (Some(url), Some(key)) = (litellm_url, litellm_key) {
-        return Some(Credentials {
-            provider: Provider::LiteLlm,
-            option: "LITELLM_PROXY_URL",
-            url: url.reveal().to_owned(),
-            key: Some(key),
-        });
-    }
-    if let (Some(url), Some(key)) = (azure_url, azure_key) {
-        let version = match version.trim() {
-            "" => AZURE_VERSION,
-            given => given,
-        };
-        return Some(Credentials {
-            provider: Provider::Azure {
-                version: version.to_owned(),
-            },
-            option: "AZURE_OPENAI_ENDPOINT",
-            url,
-            key: Some(key),
-        });
-    }
-    let key = keys.into_iter().flatten().next();
-    let url = urls.into_iter().flatten().next();
-    if key.is_none() && url.is_none() {
-        return None;
-    }
-    let (option, url) = url.unwrap_or((BASE_URLS[0], OPENAI.to_owned()));
-    Some(Credentials {
-        provider: Provider::OpenAi,
-        option,
-        url,
-        key,
-    })
-}
-
-/// Warns of one of two options without the other.
-fn half<A, B>(options: &mut Options, one: &str, a: &Option<A>, other: &str, b: &Option<B>) {
-    match (a, b) {
-        (Some(_), None) => options.warn(one, format!("has no effect without `{other}`")),
-        (None, Some(_)) => options.warn(other, format!("has no effect without `{one}`")),
-        _ => {}
+    fn server(&self) -> Result<&OpenAiServer, Failure> {
+        let server = self.server.as_ref();
+        server.ok_or_else(|| Failure::new(FailureKind::Denied, NO_CREDENTIALS))
     }
 }
 
@@ -494,12 +230,11 @@ fn no_text(url: &Url, refusal: Option<&str>, end: Option<&str>) -> Failure {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::failure::FailureKind;
     use crate::http_client::tests::{serve, serve_with};
 
     fn client(yaml: &str) -> Client {
         let mut options = Options::from_yaml(yaml);
-        let client = Client::open(&mut options);
+        let client = Client::open(&mut options, true);
         options.finish();
         assert_eq!(options.faults(), [""; 0], "{yaml}");
         client
@@ -507,7 +242,7 @@ mod tests {
 
     fn faults(yaml: &str) -> Vec<String> {
         let mut options = Options::from_yaml(yaml);
-        Client::open(&mut options);
+        Client::open(&mut options, true);
         options.faults()
     }
 
@@ -545,7 +280,7 @@ mod tests {
             (
                 format!("{{{azure}, api_key: ok, LITELLM_PROXY_URL: 'http://h'}}"),
                 "azure",
-                "/openai/deployments/my%20model/chat/completions?api-version=2024%2d10%2d21",
+                "/openai/deployments/my%20model/chat/completions?api-version=2024-10-21",
                 Some("api-key: ak"),
             ),
             (
@@ -599,7 +334,7 @@ mod tests {
     #[test]
     fn openai_itself_is_asked_if_no_url_is_given() {
         let client = client("{api_key: k}");
-        let url = client.server.unwrap().url.to_string();
+        let url = client.server.unwrap().server.url.to_string();
         assert_eq!(url, "https://api.openai.com/v1");
         assert_eq!(client.timeout, Duration::from_secs(120));
     }
@@ -629,7 +364,7 @@ mod tests {
             assert_eq!(faults(yaml), [fault]);
         }
         let mut options = Options::from_yaml("{api_key: k, LITELLM_MASTER_KEY: hunter2}");
-        Client::open(&mut options);
+        Client::open(&mut options, true);
         assert_eq!(
             options.warnings(),
             ["LITELLM_MASTER_KEY: has no effect without `LITELLM_PROXY_URL`"]
@@ -643,7 +378,8 @@ mod tests {
             ("404 Not Found", None),
             ("405 Method Not Allowed", None),
             ("401 Unauthorized", Some(FailureKind::Denied)),
-            ("403 Forbidden", Some(FailureKind::Denied)),
+            // The key is known; it may not list the models.
+            ("403 Forbidden", None),
             ("503 Service Unavailable", Some(FailureKind::Busy)),
             ("500 Internal Server Error", Some(FailureKind::Transient)),
         ] {

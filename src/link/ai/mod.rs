@@ -1,7 +1,7 @@
 //! What the links that ask a language model share.
 //!
-//! [`client`] makes the requests, [`refusal`] says what an answer that is none means, [`selection`] which
-//! vCons a link takes and [`source`] which text of a dialog. [`PerDialog`] is the way of a vCon through a
+//! [`client`] makes the requests, [`selection`] says which vCons a link takes and [`source`] which text of a
+//! dialog; `service` has what they share with the links that transcribe. [`PerDialog`] is the way of a vCon through a
 //! link that asks about each dialog by itself:
 //!
 //! ```text
@@ -14,7 +14,6 @@
 //! retry pays for it again.
 
 pub(super) mod client;
-mod refusal;
 mod selection;
 mod source;
 
@@ -25,14 +24,13 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 pub(super) use self::client::{Chat, Client, Message, Question};
-pub(super) use self::refusal::of_answer;
 pub(super) use self::selection::{Selection, includes};
 use self::source::Source;
+use super::service::{all_refused, shown_text};
 use super::{Context, Link, LinkError, Next};
 use crate::deadline::Deadline;
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::options::Options;
-use crate::secret::Secret;
 use crate::vcon::{Body, Entry, Vcon, VconError};
 
 /// What a link has found out about one dialog, or about the vCon.
@@ -70,6 +68,11 @@ pub(super) trait Inquiry: Send {
     /// Asks a model about the text, with one request.
     fn ask(&self, text: &str, client: &Client, deadline: Deadline) -> Result<Finding, Failure>;
 
+    /// Whether the link may be configured without credentials: then vCons wait for them.
+    fn may_lack_credentials(&self) -> bool {
+        false
+    }
+
     /// Whether an analysis of the link's type is the result of another link.
     fn is_anothers(&self, _analysis: &Entry<'_>) -> bool {
         false
@@ -100,10 +103,9 @@ impl Schema {
     /// The options of these names, with what they hold. What was looked up in a variable or file is left out.
     pub fn new(options: &Options, members: &[(&'static str, &str)]) -> Self {
         let looked_up = options.looked_up();
-        let members = members
-            .iter()
-            .filter(|(_, text)| !looked_up.iter().any(|it| it.reveal() == *text))
-            .map(|&(name, text)| (name, hidden(looked_up, text.to_owned())));
+        let shown = |text: &str| shown_text(text.to_owned(), looked_up);
+        let members = members.iter();
+        let members = members.filter_map(|&(name, text)| Some((name, shown(text)?)));
         Self {
             members: members.collect(),
         }
@@ -148,9 +150,10 @@ impl Analyst {
 impl<I: Inquiry> PerDialog<I> {
     /// Reads the options that all these links have; `location` is the default of `source.text_location`.
     pub fn open(options: &mut Options, location: &str, analyst: Analyst, inquiry: I) -> Self {
+        let required = !inquiry.may_lack_credentials();
         Self {
             inquiry,
-            client: Client::open(options),
+            client: Client::open(options, required),
             analyst,
             selection: Selection::open(options),
             source: Source::open(options, location),
@@ -222,20 +225,6 @@ impl<I: Inquiry> Link for PerDialog<I> {
     }
 }
 
-/// One failure for all that was refused, if anything was: dialogs, or what else the numbers are those of.
-pub(super) fn all_refused(what: &str, refused: &[(usize, Failure)]) -> Option<Failure> {
-    let in_doubt = |(_, failure): &(usize, Failure)| failure.kind == FailureKind::Refused;
-    let kind = match refused.iter().any(in_doubt) {
-        true => FailureKind::Refused,
-        false => FailureKind::Permanent,
-    };
-    let each: Vec<String> = refused
-        .iter()
-        .map(|(number, failure)| format!("{what} {number}: {failure}"))
-        .collect();
-    (!each.is_empty()).then(|| Failure::new(kind, each.join("; ")))
-}
-
 /// The JSON in a model's reply, without the fence of Markdown that some models put around it.
 pub(super) fn json_in(reply: &str) -> &str {
     let text = reply.trim();
@@ -251,13 +240,6 @@ pub(super) fn response_format(options: &mut Options) -> Box<RawValue> {
     let given = options.json("response_format");
     let json = given.unwrap_or_else(|| r#"{"type":"json_object"}"#.to_owned());
     RawValue::from_string(json).unwrap_or_default()
-}
-
-/// A text from elsewhere without these secrets.
-pub(super) fn hidden(secrets: &[Secret], text: String) -> String {
-    secrets
-        .iter()
-        .fold(text, |text, secret| secret.hide_in(text))
 }
 
 /// Writes a value as JSON.
@@ -370,6 +352,8 @@ pub(super) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::FailureKind;
+    use crate::secret::Secret;
 
     #[test]
     fn json_is_found_within_a_fence() {

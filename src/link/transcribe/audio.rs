@@ -3,7 +3,9 @@
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use serde_json::Value;
 use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha512};
 
 use crate::http_client::Fetched;
 use crate::vcon::Dialog;
@@ -70,6 +72,8 @@ pub(super) enum Source {
 pub(super) struct Label {
     media_type: Option<String>,
     file_name: Option<String>,
+    /// The SHA-512 of what its URL leads to, in base64url, and the member that has it.
+    hash: Option<(&'static str, String)>,
 }
 
 /// Audio as it is sent to a service.
@@ -111,8 +115,39 @@ impl Label {
         Self {
             media_type: media_type.filter(|it| is_media_type(it)),
             file_name: dialog.text("filename"),
+            hash: hash_of(dialog),
         }
     }
+
+    /// Checks what the URL of the dialog led to against the hash in the dialog, if it has one.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub(super) fn verify(&self, bytes: &[u8]) -> Result<(), String> {
+        let Some((member, hash)) = &self.hash else {
+            return Ok(());
+        };
+        let named = BASE64URL.decode(hash.trim());
+        let is_same = named.is_ok_and(|named| named == Sha512::digest(bytes).as_slice());
+        is_same.then_some(()).ok_or_else(|| {
+            format!("what its URL leads to does not have the SHA-512 in its `{member}`")
+        })
+    }
+}
+
+/// The SHA-512 in `content_hash`, or in `signature` of the older form; others are not known here.
+fn hash_of(dialog: &Dialog<'_>) -> Option<(&'static str, String)> {
+    let hashes = dialog.get("content_hash").map(|it| it.get());
+    let hashes: Value = serde_json::from_str(hashes.unwrap_or("null")).unwrap_or_default();
+    let one = hashes.as_str();
+    let several = hashes.as_array().into_iter().flatten();
+    let mut hashes = one.into_iter().chain(several.filter_map(Value::as_str));
+    if let Some(hash) = hashes.find_map(|hash| hash.strip_prefix("sha512-")) {
+        return Some(("content_hash", hash.to_owned()));
+    }
+    let is_sha = dialog.text("alg").is_some_and(|alg| alg == "SHA-512");
+    let signature = dialog.text("signature").filter(|_| is_sha)?;
+    Some(("signature", signature))
 }
 
 impl Audio {
@@ -481,6 +516,50 @@ mod tests {
             name.ends_with(".wav") && name.len() == LONGEST_NAME,
             "{name}"
         );
+    }
+
+    #[test]
+    fn what_a_url_leads_to_is_held_against_the_hash_in_the_dialog() {
+        let hash = |bytes: &[u8]| URL_SAFE.encode(Sha512::digest(bytes));
+        let bare = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(Sha512::digest(bytes));
+        let (right, wrong) = (b"audio", b"other");
+        for (dialog, member) in [
+            (json!({}), None),
+            (json!({"alg": "SHA-512", "signature": hash(right)}), None),
+            (json!({"alg": "SHA-512", "signature": bare(right)}), None),
+            (
+                json!({"alg": "SHA-512", "signature": bare(wrong)}),
+                Some("signature"),
+            ),
+            (
+                json!({"alg": "SHA-512", "signature": "?"}),
+                Some("signature"),
+            ),
+            (json!({"alg": "SHA-512"}), None),
+            (json!({"alg": "other", "signature": bare(wrong)}), None),
+            (
+                json!({"content_hash": format!("sha512-{}", bare(right))}),
+                None,
+            ),
+            (
+                json!({"content_hash": format!("sha512-{}", bare(wrong))}),
+                Some("content_hash"),
+            ),
+            (
+                json!({"content_hash": ["sha256-x", format!("sha512-{}", bare(wrong))]}),
+                Some("content_hash"),
+            ),
+            (json!({"content_hash": "sha256-x"}), None),
+            (json!({"content_hash": 7}), None),
+        ] {
+            let vcon = vcon(&dialog);
+            let label = Label::of(&vcon.dialog().unwrap().next().unwrap());
+            let why = label.verify(right).err();
+            let expected = member.map(|member| {
+                format!("what its URL leads to does not have the SHA-512 in its `{member}`")
+            });
+            assert_eq!(why, expected, "{dialog}");
+        }
     }
 
     #[test]

@@ -9,10 +9,11 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 use ureq::http::header::CONTENT_TYPE;
 
-use super::service::{Service, url_or};
-use super::{Input, Transcript, Vendor, answer};
+use super::{Input, Transcript, Vendor, unreadable};
 use crate::deadline::Limit;
 use crate::failure::Failure;
+use crate::link::service::Sent;
+use crate::link::service::server::{Server, url_or};
 use crate::options::Options;
 
 /// Where Deepgram is.
@@ -22,7 +23,7 @@ const BASE: &str = "https://api.deepgram.com";
 const LANGUAGE: &str = "en";
 
 pub(super) struct Deepgram {
-    service: Service,
+    service: Server,
     /// The query of each request, from `api`.
     query: String,
     language: String,
@@ -48,6 +49,9 @@ struct Channel {
 
 impl Deepgram {
     pub(super) fn open(options: &mut Options) -> Option<Self> {
+        if options.filled_secret("DEEPGRAM_KEY").is_none() && !options.is_given("base_url") {
+            options.take_variable("DEEPGRAM_KEY");
+        }
         let key = options.filled_secret("DEEPGRAM_KEY");
         let url = url_or(options, "base_url", BASE);
         let is_elsewhere = options.is_given("base_url");
@@ -58,10 +62,13 @@ impl Deepgram {
         let language = language.unwrap_or(LANGUAGE).to_owned();
         let minimum_confidence = options.number_or("minimum_confidence", 0.5);
         let service = match key {
-            Some(key) => {
-                Service::new(options, url?).with_key(options, "DEEPGRAM_KEY", "Token", key)
-            }
-            None if is_elsewhere => Service::new(options, url?),
+            Some(key) => Server::new(options, url?, Sent::Audio).with_key(
+                options,
+                "DEEPGRAM_KEY",
+                "Token",
+                key,
+            ),
+            None if is_elsewhere => Server::new(options, url?, Sent::Audio),
             None => {
                 options.fault("DEEPGRAM_KEY", "is required");
                 return None;
@@ -77,13 +84,11 @@ impl Deepgram {
 
     fn transcript(&self, body: &[u8]) -> Result<Transcript, Failure> {
         let url = &self.service.url;
-        let reply: Reply =
-            serde_json::from_slice(body).map_err(|error| answer::unreadable(url, error))?;
+        let reply: Reply = serde_json::from_slice(body).map_err(|error| unreadable(url, error))?;
         let channel = reply.results.channels.into_iter().next();
         let language = channel.as_ref().and_then(|it| it.detected_language.clone());
         let first = channel.and_then(|channel| channel.alternatives.into_iter().next());
-        let mut alternative =
-            first.ok_or_else(|| answer::unreadable(url, "it lists no alternative"))?;
+        let mut alternative = first.ok_or_else(|| unreadable(url, "it lists no alternative"))?;
         let confidence = alternative.get("confidence");
         let confidence = confidence.and_then(|it| serde_json::from_str::<f64>(it.get()).ok());
         if let Some(confidence) = confidence.filter(|it| *it < self.minimum_confidence) {
@@ -94,7 +99,7 @@ impl Deepgram {
             return Ok(Transcript::Discarded(why));
         }
         let language = language.unwrap_or_else(|| self.language.clone());
-        let unwritable = |error| answer::unreadable(url, error);
+        let unwritable = |error| unreadable(url, error);
         let value = to_raw_value(&language).map_err(unwritable)?;
         alternative.insert("detected_language".to_owned(), value);
         let body = to_raw_value(&alternative).map_err(unwritable)?;
@@ -113,7 +118,7 @@ impl Vendor for Deepgram {
 
     fn transcribe(&self, input: &Input, limit: Limit) -> Result<Transcript, Failure> {
         let path = format!("/v1/listen{}", self.query);
-        let body = match input {
+        let answer = match input {
             Input::Url(url) => {
                 let json = json!({"url": url}).to_string();
                 let content = [(CONTENT_TYPE, "application/json".to_owned())];
@@ -125,7 +130,7 @@ impl Vendor for Deepgram {
                     .post(&path, &content, audio.bytes.as_slice(), limit)?
             }
         };
-        self.transcript(&body)
+        self.transcript(&answer.body)
     }
 
     fn probe(&self) -> Result<(), Failure> {

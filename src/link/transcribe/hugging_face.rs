@@ -5,11 +5,12 @@
 use ureq::http::header::{ACCEPT, CONTENT_TYPE};
 use ureq::http::{HeaderName, HeaderValue};
 
-use super::service::Service;
 use super::{Input, Transcript, Vendor, text_of_answer};
 use crate::deadline::Limit;
 use crate::failure::Failure;
 use crate::http_client::NotAUrl;
+use crate::link::service::Sent;
+use crate::link::service::server::Server;
 use crate::options::Options;
 use crate::secret::Secret;
 
@@ -17,7 +18,7 @@ use crate::secret::Secret;
 pub(super) const MEDIA_TYPE: &str = "audio/flac";
 
 pub(super) struct HuggingFace {
-    service: Service,
+    service: Server,
     media_type: String,
 }
 
@@ -37,7 +38,7 @@ impl HuggingFace {
             options.fault("API_URL", NotAUrl.to_string());
             return None;
         };
-        let service = Service::new(options, url);
+        let service = Server::new(options, url, Sent::Audio);
         let service = match key {
             // The example of the existing worker has the word in the key.
             Some(key) => {
@@ -69,7 +70,7 @@ impl Vendor for HuggingFace {
         ];
         let bytes = audio.bytes.as_slice();
         let answer = self.service.post_whole(&content, bytes, limit)?;
-        text_of_answer(&self.service.url, &answer)
+        text_of_answer(&self.service.url, &answer.body)
     }
 
     fn probe(&self) -> Result<(), Failure> {

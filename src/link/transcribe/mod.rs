@@ -12,14 +12,13 @@
 //! | `groq` | [`openai`] | `links.groq_whisper` |
 //! | `hugging_face` | [`hugging_face`] | `links.hugging_face_whisper` |
 //!
-//! The options of a vendor stand in `vendor_options`; under an older name also beside the others.
+//! The options of a vendor stand in `vendor_options`; under an older name also beside the others. Options without a
+//! vendor mean the model in the Python module of the existing worker ([`has_model_in_python`]).
 
-mod answer;
 mod audio;
 mod deepgram;
 mod hugging_face;
 mod openai;
-mod service;
 
 use std::time::Duration;
 
@@ -31,13 +30,15 @@ use self::audio::{Audio, Label, Source};
 use self::deepgram::Deepgram;
 use self::hugging_face::HuggingFace;
 use self::openai::OpenAi;
+use super::service::{all_refused, shown, without_usage_reports};
 use super::{Context, Link, LinkError, Next};
 use crate::deadline::{Deadline, Limit};
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::http_client::{Fetcher, Url};
 use crate::options::Options;
-use crate::secret::{Secret, names_a_secret};
+use crate::options::yaml::{Mapping, NodeKind};
 use crate::vcon::{Body, Dialog, Vcon, VconError, VconId};
+use crate::visible::printable;
 
 /// The type of the analyses that are added.
 const TRANSCRIPT: &str = "transcript";
@@ -55,8 +56,8 @@ const OWN: [&str; 6] = [
     ALLOW_PRIVATE,
 ];
 
-/// The most dialogs that one failure names.
-const MOST_NAMED: usize = 5;
+/// The most characters of what is wrong with an answer.
+const LONGEST_REASON: usize = 300;
 
 /// A vendor: its name in `config.yml`, its shortest recording in seconds, and how its options are read.
 struct VendorRow {
@@ -94,6 +95,9 @@ const HUGGING_FACE: VendorRow = VendorRow {
     defaults: &[("Content-Type", hugging_face::MEDIA_TYPE)],
     open: |options| Some(Box::new(HuggingFace::open(options)?)),
 };
+
+/// The vendor of the existing worker that is a model on its own machine, and none here.
+const IN_PYTHON: &str = "whisper_builtin";
 
 const VENDORS: [&VendorRow; 4] = [&DEEPGRAM, &OPENAI, &GROQ, &HUGGING_FACE];
 
@@ -145,11 +149,32 @@ struct Transcribe {
 
 /// `links.transcribe`, with a vendor that the options name.
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
-    let names = VENDORS.map(|row| row.name);
-    let vendor = options.required_word("vendor", &names);
+    let [deepgram, openai, groq, hugging_face] = VENDORS.map(|row| row.name);
+    let names = [deepgram, openai, groq, hugging_face, IN_PYTHON];
+    let vendor = options.word_or("vendor", IN_PYTHON, &names);
+    if vendor == Some(IN_PYTHON) {
+        let known = names[..VENDORS.len()].join(", ");
+        let message = format!(
+            "is not one of {known}: the model of the Python module links.transcribe is meant; set \
+             CONSERVER_PYTHON_PATH to the folder that has it, or name a vendor"
+        );
+        options.fault("vendor", message);
+    }
+    // The options of that model.
+    options.pass_over("transcribe_options");
     let vendor = VENDORS.iter().find(|row| Some(row.name) == vendor);
     let link = opened(options, vendor.copied(), true);
     Box::new(link)
+}
+
+/// Whether options of `links.transcribe` name no service: they mean the model that its Python module has.
+pub(super) fn has_model_in_python(options: &Mapping) -> bool {
+    let entry = |key: &str| options.get(key).map(|entry| &entry.value.kind);
+    let is_given = |key: &str| entry(key).is_some_and(|kind| !kind.is_empty());
+    match entry("vendor") {
+        Some(NodeKind::Scalar(name)) if !name.trim().is_empty() => name.trim() == IN_PYTHON,
+        _ => !is_given("vendor") && !is_given("vendor_options"),
+    }
 }
 
 /// `links.deepgram_link`.
@@ -214,17 +239,15 @@ impl Transcribe {
     fn read_vendor_options(&mut self, options: &mut Options, row: &VendorRow) {
         self.minimum_duration = options.number_or("minimum_duration", row.minimum_duration);
         self.vendor = (row.open)(options);
-        for option in ["send_ai_usage_data_to_url", "ai_usage_api_token"] {
-            without_effect(options, option, "nobody is told what was used");
-        }
-        let mut shown =
+        without_usage_reports(options);
+        let mut schema =
             Map::from_iter([("minimum_duration".to_owned(), json!(row.minimum_duration))]);
         let defaults = row.defaults.iter();
-        shown.extend(defaults.map(|(name, value)| ((*name).to_owned(), json!(value))));
+        schema.extend(defaults.map(|(name, value)| ((*name).to_owned(), json!(value))));
         let given = serde_json::from_str(&options.known_as_json()).unwrap_or_default();
-        shown.extend(without_secrets(given, options.looked_up()));
-        OWN.iter().for_each(|name| drop(shown.remove(*name)));
-        if let Ok(schema) = to_raw_value(&json!({"opts": shown})) {
+        schema.extend(shown(given, options.looked_up()));
+        OWN.iter().for_each(|name| drop(schema.remove(*name)));
+        if let Ok(schema) = to_raw_value(&json!({"opts": schema})) {
             self.vendor_schema = schema;
         }
     }
@@ -286,6 +309,7 @@ impl Transcribe {
     fn fetch(&self, url: &str, label: &Label, deadline: Deadline) -> Result<Audio, Failure> {
         let limit = deadline.begin(self.fetch_timeout);
         let fetched = self.fetcher.fetch(url, limit, self.max_audio_size)?;
+        label.verify(&fetched.bytes).map_err(Failure::permanent)?;
         Ok(Audio::fetched(fetched, url, label))
     }
 
@@ -343,8 +367,11 @@ impl Link for Transcribe {
             return Ok(Next::Again);
         }
         self.discarded = None;
-        match left_out(&context.refused) {
-            Some(failure) => Err(failure.into()),
+        match all_refused("dialog", &context.refused) {
+            Some(failure) => {
+                let message = format!("could not transcribe {failure}");
+                Err(Failure { message, ..failure }.into())
+            }
             None => Ok(Next::Continue),
         }
     }
@@ -366,14 +393,6 @@ impl Link for Transcribe {
     }
 }
 
-/// Passes over an option of the existing worker, with a warning.
-fn without_effect(options: &mut Options, option: &str, why: &str) {
-    options.pass_over(option);
-    if options.is_given(option) {
-        options.warn(option, format!("has no effect: {why}"));
-    }
-}
-
 /// Whether a dialog has a transcript already.
 fn has_transcript(vcon: &Vcon, dialog: usize) -> Result<bool, VconError> {
     let is_transcript = |kind: String| kind == TRANSCRIPT;
@@ -381,32 +400,9 @@ fn has_transcript(vcon: &Vcon, dialog: usize) -> Result<bool, VconError> {
     Ok(analyses.any(|it| it.text("type").is_some_and(is_transcript) && it.is_of_dialog(dialog)))
 }
 
-/// One failure for all dialogs that could not be transcribed.
-fn left_out(refused: &[(usize, Failure)]) -> Option<Failure> {
-    if refused.is_empty() {
-        return None;
-    }
-    // What is in doubt is tried again if the server turns out to refuse all alike.
-    let mut kinds = refused.iter().map(|(_, failure)| failure.kind);
-    let kind = if kinds.any(|kind| kind == FailureKind::Refused) {
-        FailureKind::Refused
-    } else {
-        FailureKind::Permanent
-    };
-    let named = refused.iter().take(MOST_NAMED);
-    let mut named: Vec<String> = named
-        .map(|(dialog, failure)| format!("dialog {dialog}: {failure}"))
-        .collect();
-    if refused.len() > MOST_NAMED {
-        named.push(format!("{} more", refused.len() - MOST_NAMED));
-    }
-    let named = named.join("; ");
-    Some(Failure::new(kind, format!("could not transcribe {named}")))
-}
-
 /// The body of an answer that is an object with `text`.
 fn text_of_answer(url: &Url, body: &[u8]) -> Result<Transcript, Failure> {
-    let unreadable = |error: &dyn std::fmt::Display| answer::unreadable(url, error);
+    let unreadable = |error: &dyn std::fmt::Display| unreadable(url, error);
     let value: &RawValue = serde_json::from_slice(body).map_err(|error| unreadable(&error))?;
     let members: Value = serde_json::from_str(value.get()).map_err(|error| unreadable(&error))?;
     match members.get("text") {
@@ -415,42 +411,18 @@ fn text_of_answer(url: &Url, body: &[u8]) -> Result<Transcript, Failure> {
     }
 }
 
-/// The options without what must not be read in a vCon, at any depth: what has the name of a secret, the logins
-/// in URLs, and what was looked up in a variable or file.
-fn without_secrets(options: Map<String, Value>, looked_up: &[Secret]) -> Map<String, Value> {
-    let shown = options.into_iter().filter(|(name, _)| !is_secret(name));
-    let shown = shown.filter_map(|(name, value)| Some((name, shown_value(value, looked_up)?)));
-    shown.collect()
-}
-
-fn is_secret(name: &str) -> bool {
-    name.ends_with("_file") || names_a_secret(name)
-}
-
-fn shown_value(value: Value, looked_up: &[Secret]) -> Option<Value> {
-    match value {
-        Value::Object(members) => Some(without_secrets(members, looked_up).into()),
-        Value::Array(items) => {
-            let shown = items.into_iter();
-            Some(shown.filter_map(|it| shown_value(it, looked_up)).collect())
-        }
-        Value::String(text) if looked_up.iter().any(|it| it.reveal() == text) => None,
-        Value::String(text) => {
-            let text = looked_up.iter().fold(text, |text, it| it.hide_in(text));
-            if text.contains("://") {
-                let url: Url = text.parse().ok()?;
-                return Some(url.to_string().into());
-            }
-            Some(text.into())
-        }
-        value => Some(value),
-    }
+/// A 2xx answer that is not what the service is known to answer.
+fn unreadable(url: &Url, why: impl std::fmt::Display) -> Failure {
+    let why: String = why.to_string().chars().take(LONGEST_REASON).collect();
+    let why = printable(&why);
+    Failure::transient(format!("the answer of {url} has no transcript: {why}"))
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::failure::FailureKind;
     use crate::http_client::tests::serve_with;
     use crate::link::testing::opened as link_with;
     use crate::vcon::Version;
@@ -678,25 +650,68 @@ mod tests {
     }
 
     #[test]
-    fn no_secret_is_shown_in_a_vcon() {
-        let looked_up = [Secret::new("aus-der-umgebung")];
-        let options = json!({
-            "model": "m", "API_KEY": "geheim", "api_key_file": "key", "Content-Type": "audio/flac",
-            "LITELLM_PROXY_URL": "http://geheim", "prompt": "say aus-der-umgebung", "language": "aus-der-umgebung",
-            "API_URL": "https://us:geheim@h/x?token=geheim",
-            "api": {"token": "geheim", "tier": ["a", "https://u:geheim@h"], "passwd": 1},
-        });
-        let Value::Object(options) = options else {
-            unreachable!()
+    fn options_without_a_service_mean_the_model_in_python() {
+        for (text, expected) in [
+            ("{}", true),
+            ("{transcribe_options: {model_size: base}}", true),
+            ("{vendor: whisper_builtin, vendor_options: {a: b}}", true),
+            ("{vendor: '', vendor_options: {}}", true),
+            ("{vendor: deepgram}", false),
+            ("{vendor_options: {a: b}}", false),
+            ("{vendor: '${VENDOR}'}", false),
+        ] {
+            let options = Options::from_yaml(text).into_entries();
+            assert_eq!(has_model_in_python(&options), expected, "{text}");
+        }
+        let both =
+            "{vendor: deepgram, vendor_options: {DEEPGRAM_KEY: k}, transcribe_options: {a: b}}";
+        assert_eq!(faults(open, both), [""; 0]);
+        let pieces = "{OPENAI_API_KEY: k, max_chunk_duration: 9, use_silence_chunking: true, silence_thresh: -40}";
+        assert_eq!(faults(open_openai, pieces), [""; 0]);
+    }
+
+    #[test]
+    fn keys_may_come_from_the_environment() {
+        let open_with = |text: &str| {
+            let variables = [
+                ("OPENAI_API_KEY", "sk-environment"),
+                ("DEEPGRAM_KEY", "dg-environment"),
+            ];
+            let mut options = Options::from_yaml_with(text, variables);
+            open(&mut options);
+            options.finish();
+            (options.faults(), options.known_as_json())
         };
-        let shown = Value::Object(without_secrets(options, &looked_up));
-        assert_eq!(
-            shown,
-            json!({
-                "model": "m", "Content-Type": "audio/flac", "prompt": "say ***", "API_URL": "https://h/x",
-                "api": {"tier": ["a", "https://h/"]},
-            })
-        );
+        for (text, key) in [
+            ("{vendor: openai}", Some("sk-environment")),
+            (
+                "{vendor: openai, vendor_options: {model: m}}",
+                Some("sk-environment"),
+            ),
+            (
+                "{vendor: openai, vendor_options: {OPENAI_API_KEY: own}}",
+                None,
+            ),
+            // Nobody else gets it.
+            (
+                "{vendor: openai, vendor_options: {base_url: 'http://h'}}",
+                None,
+            ),
+            ("{vendor: deepgram}", Some("dg-environment")),
+            (
+                "{vendor: deepgram, vendor_options: {base_url: 'http://h'}}",
+                None,
+            ),
+        ] {
+            let (faults, kept) = open_with(text);
+            assert_eq!(faults, [""; 0], "{text}");
+            assert_eq!(
+                kept.contains("environment"),
+                key.is_some(),
+                "{text}: {kept}"
+            );
+            assert!(key.is_none_or(|key| kept.contains(key)), "{text}: {kept}");
+        }
     }
 
     #[test]
@@ -705,12 +720,13 @@ mod tests {
             (
                 open as fn(&mut Options) -> Box<dyn Link>,
                 "{}",
-                "vendor: is required",
+                "vendor: is not one of deepgram, openai, groq, hugging_face: the model of the Python module",
             ),
             (
                 open,
                 "{vendor: whisper_builtin}",
-                "vendor: \"whisper_builtin\" is not deepgram, openai, groq or hugging_face",
+                "vendor: is not one of deepgram, openai, groq, hugging_face: the model of the Python module links.transcribe is \
+                 meant; set CONSERVER_PYTHON_PATH",
             ),
             (
                 open,
@@ -751,11 +767,6 @@ mod tests {
                 open,
                 "{vendor: groq, vendor_options: {API_KEY: a, modell: b}}",
                 "vendor_options: unknown option `modell` has no effect",
-            ),
-            (
-                open,
-                "{vendor: openai, vendor_options: {api_key: a, max_chunk_duration: 480}}",
-                "vendor_options.max_chunk_duration: has no effect",
             ),
             (
                 open,

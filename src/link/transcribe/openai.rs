@@ -3,18 +3,17 @@
 //!
 //! The transcript is the answer as it is: an object with `text`.
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use ureq::SendBody;
-use ureq::http::HeaderName;
 use ureq::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 
-use super::service::{Service, url_or};
-use super::{Input, Transcript, Vendor, text_of_answer, without_effect};
+use super::{Input, Transcript, Vendor, text_of_answer};
 use crate::deadline::Limit;
 use crate::failure::Failure;
-use crate::http_client::{Form, NotAUrl, Url};
+use crate::http_client::Form;
+use crate::link::service::Sent;
+use crate::link::service::openai::OpenAiServer;
+use crate::link::service::server::{Server, url_or};
 use crate::options::Options;
-use crate::secret::Secret;
 
 /// The most bytes of audio that OpenAI takes.
 const MOST_OF_OPENAI: u64 = 25 << 20;
@@ -24,9 +23,6 @@ pub(super) const MODEL: &str = "gpt-4o-transcribe";
 
 /// The model of Groq, unless the options name another one.
 pub(super) const MODEL_OF_GROQ: &str = "whisper-large-v3-turbo";
-
-/// Where OpenAI is.
-const OPENAI: &str = "https://api.openai.com/v1";
 
 /// Where Groq is.
 const GROQ: &str = "https://api.groq.com/openai/v1";
@@ -42,11 +38,7 @@ const PIECES: [&str; 4] = [
 /// A server of this protocol.
 pub(super) struct OpenAi {
     name: &'static str,
-    service: Service,
-    /// Below the URL of the service.
-    path: String,
-    /// What tells whether it works, if anything does.
-    probe: Option<String>,
+    whose: Whose,
     /// The fields of the form besides the file.
     fields: Vec<(&'static str, String)>,
     /// The most bytes that it takes, where that is known.
@@ -54,11 +46,9 @@ pub(super) struct OpenAi {
 }
 
 /// Whom a request goes to.
-struct Server {
-    service: Service,
-    path: String,
-    probe: Option<String>,
-    most: Option<u64>,
+enum Whose {
+    OpenAi(OpenAiServer),
+    Groq(Server),
 }
 
 impl OpenAi {
@@ -66,16 +56,15 @@ impl OpenAi {
     pub(super) fn open(options: &mut Options) -> Option<Self> {
         let fields = fields(options, MODEL);
         for option in PIECES {
-            without_effect(options, option, "audio is not cut into pieces");
+            options.pass_over(option);
         }
-        let server = server(options, &fields)?;
+        let server = OpenAiServer::open(options, Sent::Audio, true)?;
         Some(Self {
             name: "openai",
-            service: server.service,
-            path: server.path,
-            probe: server.probe,
             fields,
-            most: server.most,
+            // Servers of one's own may take more.
+            most: server.has_limits_of_openai().then_some(MOST_OF_OPENAI),
+            whose: Whose::OpenAi(server),
         })
     }
 
@@ -84,109 +73,38 @@ impl OpenAi {
         let fields = fields(options, MODEL_OF_GROQ);
         options.pass_over("Content-Type");
         let key = options.filled_secret("API_KEY");
-        let url = url_or(options, "base_url", GROQ);
-        let is_elsewhere = options.is_given("base_url");
-        let service = keyed(options, url?, "API_KEY", key, is_elsewhere)?;
+        let url = url_or(options, "base_url", GROQ)?;
+        let mut server = Server::new(options, url, Sent::Audio);
+        match key {
+            Some(key) => server = server.with_key(options, "API_KEY", "Bearer", key),
+            // Only a server of one's own can be asked without.
+            None if options.is_given("base_url") => {}
+            None => {
+                options.fault("API_KEY", "is required");
+                return None;
+            }
+        }
         Some(Self {
             name: "groq_whisper",
-            service,
-            path: TRANSCRIPTIONS.to_owned(),
-            probe: Some(MODELS.to_owned()),
             fields,
             most: None,
+            whose: Whose::Groq(server),
         })
     }
-}
 
-/// Where audio goes, below the URL of a server.
-const TRANSCRIPTIONS: &str = "/audio/transcriptions";
-
-/// What a server answers to anybody whom it knows.
-const MODELS: &str = "/models";
-
-/// The first complete group of options names the server.
-fn server(options: &mut Options, fields: &[(&str, String)]) -> Option<Server> {
-    let proxy_url = options.filled_secret("LITELLM_PROXY_URL");
-    let proxy_key = options.filled_secret("LITELLM_MASTER_KEY");
-    let azure_url = options.filled_string("AZURE_OPENAI_ENDPOINT");
-    let azure_key = options.filled_secret("AZURE_OPENAI_API_KEY");
-    let version = options.string_or("AZURE_OPENAI_API_VERSION", "2024-10-21");
-    let key_names = ["OPENAI_API_KEY", "openai_api_key", "api_key"];
-    let keys = key_names.map(|name| (name, options.filled_secret(name)));
-    let names = ["base_url", "openai_base_url", "OPENAI_BASE_URL"];
-    let given = names.map(|name| (name, options.filled_string(name)));
-    let given = given.into_iter().find(|(_, url)| url.is_some());
-    let is_elsewhere = given.is_some();
-    let base = url_or(options, given.map_or(names[0], |(name, _)| name), OPENAI);
-    let of_account = [
-        ("organization", "openai-organization"),
-        ("project", "openai-project"),
-    ];
-    let of_account = of_account.map(|(key, header)| (key, header, options.filled_string(key)));
-    if let (Some(url), Some(key)) = (proxy_url, proxy_key) {
-        let Ok(url) = url.reveal().parse() else {
-            options.fault("LITELLM_PROXY_URL", NotAUrl.to_string());
-            return None;
-        };
-        let service =
-            Service::new(options, url).with_key(options, "LITELLM_MASTER_KEY", "Bearer", key);
-        return Some(Server {
-            service,
-            path: TRANSCRIPTIONS.to_owned(),
-            probe: Some(MODELS.to_owned()),
-            most: None,
-        });
-    }
-    if let (Some(_), Some(key)) = (azure_url, azure_key) {
-        let url = url_or(options, "AZURE_OPENAI_ENDPOINT", "")?;
-        let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-        let model = fields.iter().find(|(name, _)| *name == "model");
-        let model = model.map_or_else(String::new, |(_, model)| encoded(model).replace("%2D", "-"));
-        let version = encoded(&version).replace("%2D", "-");
-        let name = "AZURE_OPENAI_API_KEY";
-        return Some(Server {
-            service: Service::new(options, url).with_key_header(options, name, "api-key", key),
-            path: format!("/openai/deployments/{model}{TRANSCRIPTIONS}?api-version={version}"),
-            probe: None,
-            most: Some(MOST_OF_OPENAI),
-        });
-    }
-    let (name, key) = keys
-        .into_iter()
-        .find(|(_, key)| key.is_some())
-        .unwrap_or((key_names[0], None));
-    let mut service = keyed(options, base?, name, key, is_elsewhere)?;
-    for (option, header, value) in of_account {
-        if let Some(value) = value {
-            service.add_header(options, option, HeaderName::from_static(header), &value);
-        }
-    }
-    Some(Server {
-        service,
-        path: TRANSCRIPTIONS.to_owned(),
-        probe: Some(MODELS.to_owned()),
-        // Servers of one's own may take more.
-        most: (!is_elsewhere).then_some(MOST_OF_OPENAI),
-    })
-}
-
-/// A server with its key, without which only a server of one's own can be asked.
-fn keyed(
-    options: &mut Options,
-    url: Url,
-    name: &str,
-    key: Option<Secret>,
-    is_elsewhere: bool,
-) -> Option<Service> {
-    match key {
-        Some(key) => Some(Service::new(options, url).with_key(options, name, "Bearer", key)),
-        None if is_elsewhere => Some(Service::new(options, url)),
-        None => {
-            options.fault(name, "is required");
-            None
+    /// The server, and where audio goes below its URL.
+    fn server(&self) -> (&Server, String) {
+        let model = self.fields.iter().find(|(name, _)| *name == "model");
+        let model = model.map(|(_, model)| model.as_str());
+        match &self.whose {
+            Whose::OpenAi(server) => (&server.server, server.path(TRANSCRIPTIONS, model)),
+            Whose::Groq(server) => (server, format!("/{TRANSCRIPTIONS}")),
         }
     }
 }
+
+/// Where audio goes.
+const TRANSCRIPTIONS: &str = "audio/transcriptions";
 
 /// The fields of each form. What is not given is left to the server.
 fn fields(options: &mut Options, model: &str) -> Vec<(&'static str, String)> {
@@ -240,14 +158,15 @@ impl Vendor for OpenAi {
             (CONTENT_LENGTH, length.to_string()),
         ];
         let body = SendBody::from_reader(&mut body);
-        let answer = self.service.post(&self.path, &content, body, limit)?;
-        text_of_answer(&self.service.url, &answer)
+        let (server, path) = self.server();
+        let answer = server.post(&path, &content, body, limit)?;
+        text_of_answer(&server.url, &answer.body)
     }
 
     fn probe(&self) -> Result<(), Failure> {
-        match &self.probe {
-            Some(path) => self.service.probe(path),
-            None => self.service.reach(),
+        match &self.whose {
+            Whose::OpenAi(server) => server.probe(),
+            Whose::Groq(server) => server.probe("/models"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The server of a vendor: where it is, how it is asked, and who it takes the daemon for.
+//! The server of a service: where it is, how it is asked, and who it takes the daemon for.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use ureq::http::request::Builder;
 use ureq::http::{HeaderName, HeaderValue, Request, Uri};
 use ureq::{Agent, AsSendBody};
 
-use super::answer;
+use super::{Sent, of_answer};
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::http_client::{self, Answer, Url};
@@ -24,17 +24,19 @@ const LONGEST_LIST: u64 = 4 << 20;
 const PROBE: Duration = Duration::from_secs(5);
 
 /// A server, with the header that holds its key.
-pub(super) struct Service {
+pub(in crate::link) struct Server {
     agent: Agent,
-    pub(super) url: Url,
+    pub(in crate::link) url: Url,
     headers: Vec<(HeaderName, HeaderValue)>,
     /// What no message shows, even if the server quotes it.
     secrets: Vec<Secret>,
+    /// What it is sent.
+    sent: Sent,
 }
 
-impl Service {
-    /// The server at this URL; `options` are those that name it.
-    pub(super) fn new(options: &Options, url: Url) -> Self {
+impl Server {
+    /// The server at this URL, to which this is sent; `options` are those that name it.
+    pub(in crate::link) fn new(options: &Options, url: Url, sent: Sent) -> Self {
         let mut headers = Vec::new();
         // That of a key takes its place.
         if let Some(login) = url.authorization() {
@@ -45,11 +47,12 @@ impl Service {
             url,
             headers,
             secrets: options.looked_up().to_vec(),
+            sent,
         }
     }
 
     /// The same, which sends this key as `<scheme> <key>`. A key that cannot be sent is a fault of `option`.
-    pub(super) fn with_key(
+    pub(in crate::link) fn with_key(
         mut self,
         options: &mut Options,
         option: &str,
@@ -64,7 +67,7 @@ impl Service {
     }
 
     /// The same, which sends this key in a header of its own.
-    pub(super) fn with_key_header(
+    pub(in crate::link) fn with_key_header(
         mut self,
         options: &mut Options,
         option: &str,
@@ -72,13 +75,14 @@ impl Service {
         key: Secret,
     ) -> Self {
         let name = HeaderName::from_static(name);
+        self.headers.clear();
         self.add_header(options, option, name, key.reveal().trim());
         self.secrets.push(key);
         self
     }
 
     /// Sends a header with each request. One that cannot be sent is a fault of `option`.
-    pub(super) fn add_header(
+    pub(in crate::link) fn add_header(
         &mut self,
         options: &mut Options,
         option: &str,
@@ -94,37 +98,40 @@ impl Service {
         }
     }
 
-    /// Posts something to what is at `path` below the server's URL, and returns the body of the answer.
+    /// Posts something to what is at `path` below the server's URL, and returns the answer, which is a good one.
     ///
     /// # Errors
     /// It was refused, or there is no answer.
-    pub(super) fn post(
+    pub(in crate::link) fn post(
         &self,
         path: &str,
         content: &[(HeaderName, String)],
         body: impl AsSendBody,
         limit: Limit,
-    ) -> Result<Vec<u8>, Failure> {
-        self.post_to(self.at(path)?, content, body, limit)
+    ) -> Result<Answer, Failure> {
+        let uri = self.at(path)?;
+        let url = uri.to_string().parse().unwrap_or_else(|_| self.url.clone());
+        self.post_to(uri, &url, content, body, limit)
     }
 
     /// The same, to the URL itself.
-    pub(super) fn post_whole(
+    pub(in crate::link) fn post_whole(
         &self,
         content: &[(HeaderName, String)],
         body: impl AsSendBody,
         limit: Limit,
-    ) -> Result<Vec<u8>, Failure> {
-        self.post_to(self.url.whole(), content, body, limit)
+    ) -> Result<Answer, Failure> {
+        self.post_to(self.url.whole(), &self.url, content, body, limit)
     }
 
     fn post_to(
         &self,
         uri: Uri,
+        url: &Url,
         content: &[(HeaderName, String)],
         body: impl AsSendBody,
         limit: Limit,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Answer, Failure> {
         let mut request = self.begin(Request::post(uri));
         for (name, value) in content {
             request = request.header(name, value);
@@ -132,17 +139,16 @@ impl Service {
         let request = request
             .body(body)
             .map_err(|error| self.unsendable(&error))?;
-        let answer = http_client::exchange(&self.agent, request, &self.url, limit, LONGEST_ANSWER)?;
-        if answer.status.is_success() {
-            Ok(answer.body)
-        } else {
-            Err(answer::refusal(&self.url, &answer, &self.secrets))
+        let answer = http_client::exchange(&self.agent, request, url, limit, LONGEST_ANSWER)?;
+        match answer.status.is_success() {
+            true => Ok(answer),
+            false => Err(of_answer(url, &answer, self.sent, &self.secrets)),
         }
     }
 
     /// Answers whether the server could be asked now, by a request for what costs nothing. It need not be
     /// there, or open to this key: that the server knows the key is enough.
-    pub(super) fn probe(&self, path: &str) -> Result<(), Failure> {
+    pub(in crate::link) fn probe(&self, path: &str) -> Result<(), Failure> {
         let request = self.begin(Request::get(self.at(path)?));
         let request = request.body(()).map_err(|error| self.unsendable(&error))?;
         let limit = Deadline::NONE.begin(PROBE);
@@ -150,14 +156,14 @@ impl Service {
             http_client::exchange(&self.agent, request, &self.url, limit, LONGEST_LIST)?;
         match answer.status.as_u16() {
             401 | 402 | 407 | 429 | 500.. => {
-                Err(answer::refusal(&self.url, &answer, &self.secrets))
+                Err(of_answer(&self.url, &answer, self.sent, &self.secrets))
             }
             _ => Ok(()),
         }
     }
 
     /// Checks that the server accepts a connection.
-    pub(super) fn reach(&self) -> Result<(), Failure> {
+    pub(in crate::link) fn reach(&self) -> Result<(), Failure> {
         http_client::reach(&self.agent, &self.url)
     }
 
@@ -180,7 +186,7 @@ impl Service {
 }
 
 /// The URL in an option, or this one. One that is none is a fault.
-pub(super) fn url_or(options: &mut Options, key: &str, default: &str) -> Option<Url> {
+pub(in crate::link) fn url_or(options: &mut Options, key: &str, default: &str) -> Option<Url> {
     let text = options.filled_string(key);
     match text.as_deref().unwrap_or(default).parse() {
         Ok(url) => Some(url),

@@ -2,13 +2,15 @@
 //!
 //! | answer | failure |
 //! |---|---|
-//! | 429, 503 | busy, until `Retry-After` |
-//! | 429 with `insufficient_quota` or `billing…`; 401, 402, 403, 404, 405, 407, 410, 3xx; a parameter that the model does not know | denied: the deployment's |
+//! | 429, 503 | busy, until `Retry-After`, or the time at which a model is expected to be loaded |
+//! | a used-up quota, an unknown key, model or parameter (429, 400, 422, whatever 4xx); 401, 402, 403, 404, 405, 407, 410, 3xx | denied: the deployment's |
 //! | 429 for a request that is larger than what the account may ask in a minute | refused |
-//! | 413; 400 with `context_length_exceeded`, `string_above_max_length` or the words of other servers for it | permanent: the vCon's |
-//! | `content_filter`, `content_policy_violation`, a refusal | permanent: the vCon's |
-//! | other 400, 422 | refused: in doubt |
-//! | 408, 409, 425, 5xx, all others | transient |
+//! | 413; 400 and 422 for a text that is too long, or content that is not allowed | permanent: the vCon's |
+//! | for audio: 415; 400 and 422 for what is wrong with the audio | permanent: the vCon's |
+//! | 408, 409, 425, 5xx | transient |
+//! | all others: 400, 422, … | refused: in doubt |
+
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use ureq::http::StatusCode;
@@ -22,28 +24,29 @@ use crate::visible::printable;
 /// The most characters shown of what a server says.
 const LONGEST: usize = 300;
 
-/// Codes of a quota that is used up: waiting does not help.
-const QUOTA: [&str; 4] = [
+/// The longest time that a model may say it is being loaded.
+const LONGEST_LOAD: f64 = 3600.0;
+
+/// Codes of a deployment that is refused whatever it asks: waiting does not help.
+const DENIED: [&str; 11] = [
     "insufficient_quota",
     "billing_hard_limit_reached",
     "billing_not_active",
     "access_terminated",
-];
-
-/// Codes of a request that the model could never take, whatever the vCon.
-const UNSUPPORTED: [&str; 5] = [
+    "account_deactivated",
+    "payment_required",
+    "invalid_api_key",
+    "model_not_found",
     "unsupported_parameter",
     "unsupported_value",
     "unknown_parameter",
-    "model_not_found",
-    "invalid_api_key",
 ];
 
 /// Codes and words of a request that is too long for the model.
 const TOO_LONG: [&str; 6] = [
     "context_length_exceeded",
     "string_above_max_length",
-    "ContextWindowExceeded",
+    "contextwindowexceeded",
     "maximum context length",
     "context window",
     "exceeds the available context size",
@@ -53,50 +56,90 @@ const TOO_LONG: [&str; 6] = [
 const CONTENT: [&str; 4] = [
     "content_filter",
     "content_policy_violation",
-    "ContentPolicyViolation",
-    "ResponsibleAIPolicyViolation",
+    "contentpolicyviolation",
+    "responsibleaipolicyviolation",
 ];
+
+/// Codes and words of audio that a service cannot use, or that is too much for it.
+const OF_THE_AUDIO: [&str; 20] = [
+    "corrupt",
+    "unsupported data",
+    "unsupported audio",
+    "unsupported file",
+    "unsupported_format",
+    "unsupported format",
+    "unsupported_media_type",
+    "invalid file format",
+    "invalid_audio",
+    "could not be decoded",
+    "could not decode",
+    "not a valid media file",
+    "could not process file",
+    "soundfile is",
+    "malformed soundfile",
+    "too short",
+    "audio_too_short",
+    "is longer than",
+    "too large",
+    "maximum content size",
+];
+
+/// What a service is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::link) enum Sent {
+    Text,
+    Audio,
+}
 
 /// What a server says of a request that it does not do.
 struct Explanation {
     /// Its codes and types, for the machine.
     codes: Vec<String>,
     message: String,
+    /// In how many seconds the model is loaded.
+    estimated_time: Option<f64>,
 }
 
 /// The failure of a request that was not done.
-pub(in crate::link) fn of_answer(url: &Url, answer: &Answer, secrets: &[Secret]) -> Failure {
+pub(in crate::link) fn of_answer(
+    url: &Url,
+    answer: &Answer,
+    sent: Sent,
+    secrets: &[Secret],
+) -> Failure {
     let said = Explanation::read(&answer.body);
-    let kind = kind(answer.status, &said);
+    let kind = kind(answer.status, sent, &said);
     let shown = shown(&said, secrets);
     let reason = match shown.is_empty() {
         true => String::new(),
         false => format!(": {shown}"),
     };
     let advice = advice(kind, answer.status);
-    let message = format!(
-        "could not POST to {url}: it answered {}{reason}{advice}",
-        answer.status
+    let failure = Failure::new(
+        kind,
+        format!("{url} answered {}{reason}{advice}", answer.status),
     );
-    let failure = Failure::new(kind, message);
     match kind {
-        FailureKind::Busy => failure.until(retry_after(&answer.headers)),
+        FailureKind::Busy => failure.until(retry_after(&answer.headers).or(said.ready_at())),
         _ => failure,
     }
 }
 
-fn kind(status: StatusCode, said: &Explanation) -> FailureKind {
+fn kind(status: StatusCode, sent: Sent, said: &Explanation) -> FailureKind {
+    let is_audio = sent == Sent::Audio;
     match status.as_u16() {
-        429 if said.has_code(&QUOTA) => FailureKind::Denied,
+        400..500 if said.speaks_of(&DENIED) => FailureKind::Denied,
         429 if said.message.starts_with("Request too large") => FailureKind::Refused,
         429 | 503 => FailureKind::Busy,
         413 => FailureKind::Permanent,
+        415 if is_audio => FailureKind::Permanent,
         400 | 422 if said.speaks_of(&TOO_LONG) || said.speaks_of(&CONTENT) => {
             FailureKind::Permanent
         }
-        400 | 422 if said.has_code(&UNSUPPORTED) => FailureKind::Denied,
-        400 | 422 => FailureKind::Refused,
+        400 | 422 if is_audio && said.speaks_of(&OF_THE_AUDIO) => FailureKind::Permanent,
         300..=399 | 401..=405 | 407 | 410 | 421 | 426 | 451 => FailureKind::Denied,
+        408 | 409 | 425 => FailureKind::Transient,
+        400..500 => FailureKind::Refused,
         _ => FailureKind::Transient,
     }
 }
@@ -122,20 +165,29 @@ fn shown(said: &Explanation, secrets: &[Secret]) -> String {
     };
     // A key of which some letters are left: `sk-ab***xy`.
     let words: Vec<&str> = whole
-        .split(' ')
+        .split_whitespace()
         .map(|word| if word.contains("**") { "***" } else { word })
         .collect();
     let whole = hidden(secrets, words.join(" "));
-    let mut cut: String = whole.trim().chars().take(LONGEST).collect();
-    if cut.len() < whole.trim().len() {
+    let mut cut: String = whole.chars().take(LONGEST).collect();
+    if cut.len() < whole.len() {
         cut.push('…');
     }
     printable(&cut).into_owned()
 }
 
+/// The first of these members that is a text with something in it.
+fn first(members: &Value, names: &[&str]) -> Option<String> {
+    let mut texts = names.iter().filter_map(|name| members.get(name)?.as_str());
+    texts
+        .find(|text| !text.trim().is_empty())
+        .map(str::to_owned)
+}
+
 impl Explanation {
     /// Reads the error of a server: `{"error": {"message", "type", "code"}}`, `{"error": "…"}`, the same
-    /// members at the top, or no JSON at all.
+    /// members at the top, Deepgram's `{"err_msg", "err_code"}` or `{"category", "message", "details"}`, or no
+    /// JSON at all.
     fn read(body: &[u8]) -> Self {
         let Ok(whole) = serde_json::from_slice::<Value>(body) else {
             let text = String::from_utf8_lossy(body);
@@ -145,35 +197,39 @@ impl Explanation {
             return Self {
                 codes: Vec::new(),
                 message: message.to_owned(),
+                estimated_time: None,
             };
         };
         let error = whole.get("error").filter(|it| it.is_object());
         let inside = error.unwrap_or(&whole);
-        let text = |name: &str| match inside.get(name)? {
-            Value::String(text) if !text.is_empty() => Some(text.clone()),
-            _ => None,
-        };
-        let inner = inside
-            .get("innererror")
-            .and_then(|it| it.get("code")?.as_str().map(str::to_owned));
-        let message = text("message")
-            .or_else(|| text("error"))
-            .or_else(|| text("detail"));
+        let inner = inside.get("innererror").unwrap_or(&Value::Null);
+        let codes = [
+            first(inside, &["code"]),
+            first(inside, &["err_code"]),
+            first(inside, &["category"]),
+            first(inner, &["code"]),
+            first(inside, &["type"]),
+        ];
+        let names = ["message", "err_msg", "error", "details", "detail"];
         Self {
-            codes: [text("code"), inner, text("type")]
-                .into_iter()
-                .flatten()
-                .collect(),
-            message: message.unwrap_or_default(),
+            codes: codes.into_iter().flatten().collect(),
+            message: first(inside, &names).unwrap_or_default(),
+            estimated_time: whole.get("estimated_time").and_then(Value::as_f64),
         }
     }
 
-    fn has_code(&self, known: &[&str]) -> bool {
-        self.codes.iter().any(|code| known.contains(&code.as_str()))
+    fn speaks_of(&self, known: &[&str]) -> bool {
+        let texts = self.codes.iter().chain([&self.message]);
+        let texts: Vec<String> = texts.map(|text| text.to_lowercase()).collect();
+        let is_in = |word: &&str| texts.iter().any(|text| text.contains(word));
+        known.iter().any(is_in)
     }
 
-    fn speaks_of(&self, known: &[&str]) -> bool {
-        self.has_code(known) || known.iter().any(|word| self.message.contains(word))
+    /// When a model that is being loaded is expected to be ready.
+    fn ready_at(&self) -> Option<Instant> {
+        let seconds = self.estimated_time?.min(LONGEST_LOAD);
+        let wait = Duration::try_from_secs_f64(seconds).ok()?;
+        Instant::now().checked_add(wait)
     }
 }
 
@@ -183,6 +239,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use ureq::http::HeaderMap;
+    use ureq::http::header::RETRY_AFTER;
 
     use super::*;
 
@@ -197,7 +254,7 @@ mod tests {
             body: body.as_bytes().to_vec(),
         };
         let url = "http://h/v1/chat/completions".parse().unwrap();
-        of_answer(&url, &answer, &[Secret::new("sk-secret")])
+        of_answer(&url, &answer, Sent::Text, &[Secret::new("sk-secret")])
     }
 
     #[test]
@@ -266,12 +323,12 @@ mod tests {
 
     #[test]
     fn the_servers_reason_is_shown_on_one_line_and_no_key_with_it() {
-        let begin = "could not POST to http://h/v1/chat/completions: it answered ";
+        let begin = "http://h/v1/chat/completions answered ";
         for (status, body, message) in [
             (
                 401,
                 r#"{"error":{"message":"Incorrect API key provided: sk-se***et. See sk-secret\u001b[2J\nnow","code":"invalid_api_key"}}"#,
-                "401 Unauthorized: Incorrect API key provided: *** See ***\\u{1b}[2J\\nnow (invalid_api_key); see to the credentials",
+                "401 Unauthorized: Incorrect API key provided: *** See ***\\u{1b}[2J now (invalid_api_key); see to the credentials",
             ),
             (
                 404,
@@ -297,5 +354,85 @@ mod tests {
         }
         let long = failure(500, &"é".repeat(1000), None).message;
         assert!(long.chars().count() < 400 && long.ends_with("é…"), "{long}");
+    }
+
+    fn of_audio(status: u16, body: &str) -> Failure {
+        let answer = Answer {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: HeaderMap::from_iter([(RETRY_AFTER, "30".parse().unwrap())]),
+            body: body.as_bytes().to_vec(),
+        };
+        let url = "https://api.example.org/v1".parse().unwrap();
+        of_answer(&url, &answer, Sent::Audio, &[Secret::new("sk-geheim")])
+    }
+
+    #[test]
+    fn answers_of_services_that_transcribe_are_classified() {
+        use FailureKind::{Busy, Denied, Permanent, Refused, Transient};
+        let error = |message: &str, code: &str| {
+            serde_json::json!({"error": {"message": message, "code": code}}).to_string()
+        };
+        for (status, body, kind) in [
+            (429, String::new(), Busy),
+            (503, "<html>".to_owned(), Busy),
+            (429, error("You exceeded your current quota", "insufficient_quota"), Denied),
+            // It names a page about billing, and means the rate.
+            (429, error("Rate limit reached. Upgrade at https://h/settings/billing", "rate_limit_exceeded"), Busy),
+            (400, error("no", "model_not_found"), Denied),
+            (401, error("Incorrect API key", "invalid_api_key"), Denied),
+            (402, r#"{"err_code":"ASR_PAYMENT_REQUIRED","err_msg":"Insufficient credits"}"#.to_owned(), Denied),
+            (403, String::new(), Denied),
+            (404, error("The model does not exist", "model_not_found"), Denied),
+            (302, String::new(), Denied),
+            (408, String::new(), Transient),
+            (500, error("insufficient_quota", ""), Transient),
+            (504, String::new(), Transient),
+            (413, String::new(), Permanent),
+            (415, String::new(), Permanent),
+            (400, error("Audio file might be corrupted or unsupported", "invalid_value"), Permanent),
+            (400, error("Invalid file format. Supported formats: ['flac']", ""), Permanent),
+            (400, error("audio duration 2000 seconds is longer than 1400 seconds", ""), Permanent),
+            (400, r#"{"err_code":"Bad Request","err_msg":"failed to process audio: corrupt or unsupported data"}"#.to_owned(), Permanent),
+            (400, r#"{"error":"Malformed soundfile"}"#.to_owned(), Permanent),
+            (400, r#"{"err_code":"REMOTE_CONTENT_ERROR","err_msg":"The remote server hosting the media returned a client error: 404"}"#.to_owned(), Refused),
+            (400, error("something", "other"), Refused),
+            (422, String::new(), Refused),
+            (409, String::new(), Transient),
+        ] {
+            let failure = of_audio(status, &body);
+            assert_eq!(failure.kind, kind, "{status} {body}");
+            assert_eq!(failure.not_before.is_some(), kind == Busy, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_one_short_line_without_secrets() {
+        let long = format!(
+            r#"{{"error":{{"message":"Key sk-geheim\n\u001b[2J {}"}}}}"#,
+            "x".repeat(5000)
+        );
+        let failure = of_audio(401, &long);
+        let begin = "https://api.example.org/v1 answered 401 Unauthorized: Key *** \\u{1b}[2J xxx";
+        assert!(failure.message.starts_with(begin), "{failure}");
+        assert!(failure.message.len() < 400, "{failure}");
+        let plain = of_audio(500, "gone  fishing\n");
+        assert!(plain.message.ends_with(": gone fishing"), "{plain}");
+        let empty = of_audio(500, "");
+        assert!(
+            empty.message.ends_with("500 Internal Server Error"),
+            "{empty}"
+        );
+    }
+
+    #[test]
+    fn a_model_that_is_being_loaded_says_when_it_is_ready() {
+        let answer = Answer {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            headers: HeaderMap::new(),
+            body: br#"{"error":"Model is currently loading","estimated_time":20.5}"#.to_vec(),
+        };
+        let failure = of_answer(&"https://h/".parse().unwrap(), &answer, Sent::Audio, &[]);
+        let wait = failure.not_before.unwrap() - Instant::now();
+        assert!(wait > Duration::from_secs(15), "{wait:?}");
     }
 }
