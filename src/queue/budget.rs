@@ -121,12 +121,22 @@ pub struct BudgetRequest {
     pub wanted: u32,
     /// The longest that a request takes for which they are.
     pub longest: Duration,
-    /// For how long the server wants to be left alone, if it has said so.
-    pub left_alone: Option<Duration>,
+    /// Until when the server wants to be left alone, if it has said so.
+    pub left_alone: Option<Instant>,
     /// How many tokens come back unused, and when these were handed out.
     pub unused: Option<(u32, u64)>,
     /// Leases of requests that have ended.
     pub ended: Vec<String>,
+}
+
+impl BudgetRequest {
+    /// Whether there is nothing to say or to ask.
+    pub fn is_empty(&self) -> bool {
+        self.wanted == 0
+            && self.left_alone.is_none()
+            && self.unused.is_none()
+            && self.ended.is_empty()
+    }
 }
 
 /// The right to make one request that begins soon.
@@ -151,6 +161,8 @@ pub struct Granted {
     pub tokens: Vec<Token>,
     /// When there is another token, if there is none left.
     pub due: Option<Instant>,
+    /// When the first lease of a slot runs out, if there was none free. It may be free sooner.
+    pub slot_due: Option<Instant>,
     /// How long whoever finds none may wait for the next without a loss: the bucket has room for what comes.
     pub patience: Duration,
     /// How many are left.
@@ -166,6 +178,8 @@ pub struct BudgetClient {
     name: String,
     /// How many requests for tokens it has made.
     requests: u64,
+    /// How long connecting, or one reply, may take.
+    limit: Duration,
 }
 
 impl BudgetClient {
@@ -177,13 +191,14 @@ impl BudgetClient {
             connected: None,
             name: format!("{instance}:{worker}:{number:x}"),
             requests: 0,
+            limit: LIMIT,
         }
     }
 
     /// Asks for tokens, and says what has become of others.
     pub fn ask(&mut self, budget: &Budget, request: &BudgetRequest) -> Result<Granted, QueueError> {
         self.requests += 1;
-        let prefix = format!("{}:{}:", self.name, self.requests);
+        let prefix = self.prefix();
         let bucket = Bucket::of(budget);
         let lease = request.longest + bucket.ahead + bucket.reserve + LEASE_MARGIN;
         let back = bucket.ahead + bucket.reserve;
@@ -194,13 +209,15 @@ impl BudgetClient {
         call.arg(budget.concurrency.unwrap_or(0));
         call.arg(request.wanted).arg(millis(lease)).arg(&prefix);
         call.arg(EXPIRY.max(lease.as_secs()));
-        call.arg(request.left_alone.map_or(0, millis));
+        call.arg(request.left_alone.map_or(0, |time| {
+            millis(time.saturating_duration_since(Instant::now()))
+        }));
         call.arg(unused).arg(handed_out).arg(millis(back));
         call.arg(micros(bucket.ahead));
         call.arg(&request.ended);
         let mut connected = match self.connected.take() {
             Some(connected) => connected,
-            None => self.server.connect_for("conserver:budgets", LIMIT)?,
+            None => (self.server).connect_for("conserver:budgets", self.limit)?,
         };
         // The server hands them out later than that.
         let asked = Instant::now();
@@ -217,29 +234,51 @@ impl BudgetClient {
             }
         };
         self.connected = Some(connected);
-        let (waits, due, left, at): (Vec<u64>, u64, u32, u64) = redis::from_redis_value(reply)
-            .map_err(|_| QueueError::UnexpectedReply("a request for tokens"))?;
+        let (waits, due, left, at, slot_due): (Vec<u64>, u64, u32, u64, u64) =
+            redis::from_redis_value(reply)
+                .map_err(|_| QueueError::UnexpectedReply("a request for tokens"))?;
         // Here, no token is due before it is there.
         let answered = Instant::now();
-        let token = |(number, wait): (usize, u64)| {
+        let then = |wait| (wait > 0).then(|| answered + Duration::from_micros(wait));
+        let token = |(lease, wait): (String, u64)| {
             let wait = Duration::from_micros(wait);
             Token {
                 from: answered + wait,
                 use_by: asked + wait + bucket.hold,
                 back_by: asked + back,
                 at,
-                lease: match budget.concurrency {
-                    Some(_) => format!("{prefix}{}", number + 1),
-                    None => String::new(),
-                },
+                lease,
             }
         };
+        let leases = self.last_leases(budget, u32::try_from(waits.len()).unwrap_or(u32::MAX));
         Ok(Granted {
-            tokens: waits.into_iter().enumerate().map(token).collect(),
-            due: (due > 0).then(|| answered + Duration::from_micros(due)),
+            tokens: leases.into_iter().zip(waits).map(token).collect(),
+            due: then(due),
+            slot_due: then(slot_due),
             patience: bucket.patience(),
             left,
         })
+    }
+
+    /// The leases of the tokens for which it has asked last, if its budget has slots: Redis may have handed
+    /// them out although its reply was lost.
+    pub fn last_leases(&self, budget: &Budget, wanted: u32) -> Vec<String> {
+        let lease = |number| match budget.concurrency {
+            Some(_) => format!("{}{number}", self.prefix()),
+            None => String::new(),
+        };
+        (1..=wanted).map(lease).collect()
+    }
+
+    fn prefix(&self) -> String {
+        format!("{}:{}:", self.name, self.requests)
+    }
+
+    /// Waits no longer than this for Redis from now on.
+    pub fn hurry(&mut self, limit: Duration) {
+        self.limit = limit;
+        // One that cannot be set is as good as lost.
+        (self.connected).take_if(|connected| connected.limit(limit).is_err());
     }
 }
 

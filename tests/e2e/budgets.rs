@@ -417,8 +417,9 @@ struct Script<'a> {
     leases: &'static str,
 }
 
-/// In how many µs each token is due, in how many there is another, how many are left, and the time.
-type Tokens = (Vec<u64>, u64, u64, u64);
+/// In how many µs each token is due, in how many there is another, how many are left, the time, and in how many µs a slot
+/// is free.
+type Tokens = (Vec<u64>, u64, u64, u64, u64);
 
 const HASH: &str = "conserver:budget:link:it";
 
@@ -469,7 +470,7 @@ fn the_script_hands_out_what_the_bucket_holds_and_what_comes_in() {
     let redis = Redis::plain();
     let script = Script::new(&redis, "1", "10");
     // A new one has one token.
-    let (waits, due, left, _) = script.take("5");
+    let (waits, due, left, ..) = script.take("5");
     assert_eq!((waits, left), (vec![0], 0));
     assert!((900_000..=1_000_000).contains(&due), "{due}");
     assert_eq!(script.take("5").0, Vec::<u64>::new());
@@ -477,7 +478,7 @@ fn the_script_hands_out_what_the_bucket_holds_and_what_comes_in() {
     script.set("0", -3_000_000);
     assert_eq!(script.take("5").0.len(), 3);
     script.set("0", -86_400_000_000);
-    let (waits, due, left, _) = script.take("4");
+    let (waits, due, left, ..) = script.take("4");
     assert_eq!((waits.len(), due, left), (4, 0, 6));
     // A clock that was set back costs nothing and brings nothing.
     script.set("2", 600_000_000);
@@ -494,7 +495,7 @@ fn the_script_takes_back_what_was_not_used_and_leaves_a_server_alone() {
     let redis = Redis::plain();
     let script = Script::new(&redis, "0.01", "3");
     script.set("3", 0);
-    let (waits, _, _, at) = script.take("3");
+    let (waits, _, _, at, _) = script.take("3");
     assert_eq!(waits.len(), 3);
     assert_eq!(script.ask("3", "0", "2", at, &[]).0.len(), 2);
     // Not after its time, nor more than there is room for.
@@ -505,7 +506,7 @@ fn the_script_takes_back_what_was_not_used_and_leaves_a_server_alone() {
     let at = script.take("0").3;
     assert_eq!(script.ask("50", "0", "50", at, &[]).0.len(), 3);
     script.set("3", 0);
-    let (waits, due, left, _) = script.ask("3", "70000", "0", 0, &[]);
+    let (waits, due, left, ..) = script.ask("3", "70000", "0", 0, &[]);
     assert_eq!((waits.len(), left), (0, 0));
     assert!((69_000_000..=70_000_000).contains(&due), "{due}");
     // Another instance says less.
@@ -520,7 +521,7 @@ fn the_script_hands_out_brief_tokens_before_they_are_due_and_not_one_twice() {
     let mut script = Script::new(&redis, "0.1", "1.5");
     script.ahead = "25000000";
     // One is there, the others come each ten seconds, and the fourth is too far ahead.
-    let (waits, due, left, at) = script.take("9");
+    let (waits, due, left, at, _) = script.take("9");
     assert_eq!((waits.len(), waits[0], left), (3, 0, 0), "{waits:?}");
     assert!((9_900_000..=10_000_000).contains(&waits[1]), "{waits:?}");
     assert!((19_900_000..=20_000_000).contains(&waits[2]), "{waits:?}");
@@ -533,7 +534,7 @@ fn the_script_hands_out_brief_tokens_before_they_are_due_and_not_one_twice() {
     // If it was the last, nobody has had less for it.
     script.set("1", 0);
     script.ahead = "0";
-    let (waits, .., at) = script.take("1");
+    let (waits, _, _, at, _) = script.take("1");
     assert_eq!(waits.len(), 1);
     assert_eq!(script.ask("1", "0", "1", at, &[]).0.len(), 1);
 }
@@ -548,9 +549,9 @@ fn slots_are_leased_over_a_restart_of_redis_and_end_by_themselves() {
     assert_eq!(script.ask("9", "0", "0", 0, &["one:1"]).0.len(), 2);
     redis.kill9();
     redis.start();
-    let (waits, due, left, _) = script.take("9");
-    assert_eq!((waits.len(), left), (0, 0));
-    assert!((1_000_000..=60_000_000).contains(&due), "{due}");
+    let (waits, due, left, _, slot_due) = script.take("9");
+    assert_eq!((waits.len(), due, left), (0, 0, 0));
+    assert!((1_000_000..=60_000_000).contains(&slot_due), "{slot_due}");
     // As a lease that has run out.
     let past = ["ZADD", "conserver:budget-leases:link:it", "1", "one:2"];
     redis.ask::<i64>(&past);
