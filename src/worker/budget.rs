@@ -114,7 +114,7 @@ pub(super) struct Granting {
 
 impl Granting {
     /// Whether the request may still begin.
-    fn is_fresh(&self) -> bool {
+    pub fn is_fresh(&self) -> bool {
         is_fresh(&self.token)
     }
 
@@ -129,6 +129,14 @@ impl Granting {
         self.is_used = true;
         self.budgets.pool(&self.budget, |pool| pool.under_way += 1);
         self
+    }
+}
+
+impl Granting {
+    /// The request is not made after all.
+    pub fn forgo(mut self) {
+        self.is_used = false;
+        self.budgets.pool(&self.budget, Pool::note_end);
     }
 }
 
@@ -219,6 +227,11 @@ impl Pool {
         };
         let pause = self.slot_pause.mul_f64(jitter);
         self.slot_due = granted.slot_due.map(|due| due.min(now + pause));
+    }
+
+    /// A request is not under way any more.
+    fn note_end(&mut self) {
+        self.under_way = self.under_way.saturating_sub(1);
     }
 
     /// When there may be a token, if there was none and that is not over.
@@ -385,7 +398,7 @@ impl Budgets {
     fn end(&self, budget: &Budget, token: Token) {
         let has_slot = !token.lease.is_empty();
         self.pool(budget, |pool| {
-            pool.under_way = pool.under_way.saturating_sub(1);
+            pool.note_end();
             if has_slot {
                 pool.untold.ended.push(token.lease);
                 pool.slot_due = None;
@@ -455,6 +468,16 @@ impl Budgets {
         let due = budgets.filter_map(|budget| self.pool(budget, |pool| pool.next()));
         let failed = locked(&self.failed).map(|failed| failed + FAILED_PAUSE);
         due.chain(failed).fold(Instant::now(), Instant::max)
+    }
+
+    /// How many good tokens of these accounts are in hand.
+    fn fresh_in_hand<'a>(&self, accounts: impl Iterator<Item = &'a Account>) -> usize {
+        let pools = locked(&self.pools);
+        let tokens = accounts.filter_map(|account| pools.get(account));
+        tokens
+            .flat_map(|pool| &pool.in_hand)
+            .filter(|it| is_fresh(it))
+            .count()
     }
 
     /// Waits until a slot is free again, the worker drains, or the time is over.
@@ -754,10 +777,17 @@ pub(super) fn hand_over(shared: &SharedState) {
         return;
     }
     let budgets = &shared.budgets;
-    let in_hand: usize = locked(&budgets.pools)
-        .values()
-        .map(|pool| pool.in_hand.len())
-        .sum();
+    let open = shared.breakers.lock();
+    let over = open
+        .iter()
+        .filter(|it| it.state == BreakerState::OverBudget);
+    let mut accounts: Vec<&Account> = over
+        .filter_map(|it| Some(&it.stage.budget(&it.config)?.account))
+        .collect();
+    accounts.sort_unstable();
+    accounts.dedup();
+    let in_hand = budgets.fresh_in_hand(accounts.into_iter());
+    drop(open);
     let watcher = usize::from(locked(&budgets.watch).1.is_none());
     let wanted = in_hand + watcher;
     if wanted > 0 {

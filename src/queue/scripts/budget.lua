@@ -23,7 +23,8 @@ for i = 13, #ARGV do redis.call('ZREM', KEYS[2], ARGV[i]) end
 
 -- `level` is what the bucket holds at the time `at`: now, or when the last token is due that was handed out; `last` is when
 -- that was, and how many with it.
-local kept = redis.call('HMGET', KEYS[1], 'level', 'at', 'not_before', 'last')
+-- `longest` is for how long a slot was leased at most.
+local kept = redis.call('HMGET', KEYS[1], 'level', 'at', 'not_before', 'last', 'longest')
 local level, at, not_before = tonumber(kept[1]), tonumber(kept[2]), tonumber(kept[3])
 if not level or not at then level, at = 1, now end
 if at > now + ahead then at = now end
@@ -54,6 +55,14 @@ end
 local free
 if slots > 0 then
   local ms = math.floor(now / 1000)
+  local longest = math.max(tonumber(kept[5]) or 0, wanted > 0 and tonumber(ARGV[5]) or 0)
+  if longest > 0 then
+    -- No lease lasts longer than it could when it began, even if the clock was set back since.
+    local ends = ('%.0f'):format(ms + longest)
+    local later = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ends, '+inf')
+    for _, lease in ipairs(later) do redis.call('ZADD', KEYS[2], ends, lease) end
+    redis.call('HSET', KEYS[1], 'longest', longest)
+  end
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ms)
   free = math.max(slots - redis.call('ZCARD', KEYS[2]), 0)
   if free < 1 then
