@@ -43,6 +43,11 @@ impl Deadline {
         Self(end)
     }
 
+    /// The same, so much later.
+    pub fn later_by(self, time: Duration) -> Self {
+        Self(self.0.and_then(|end| end.checked_add(time)))
+    }
+
     /// The time that is left; `None` without a deadline.
     pub fn left(self) -> Option<Duration> {
         let end = self.0?;

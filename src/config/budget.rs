@@ -20,7 +20,7 @@ const MOST: i64 = 1_000_000;
 const LEAST_RATE: f64 = 1.0 / 86_400.0;
 
 /// Whose budget it is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Account {
     /// That of one link.
     Link(String),

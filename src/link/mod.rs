@@ -213,13 +213,18 @@ impl<'a> Context<'a> {
     }
 
     /// Asks for the permit to make one request to the server of the link, and holds it until the request is
-    /// done.
+    /// done. The time until it has it is not the link's.
     ///
     /// # Errors
     /// The link's budget is used up. The link ends with this error.
-    pub fn permit(&self) -> Result<Permit, LinkError> {
-        self.permits
-            .map_or_else(|| Ok(Permit::default()), |ask| ask())
+    pub fn permit(&mut self) -> Result<Permit, LinkError> {
+        let Some(ask) = self.permits else {
+            return Ok(Permit::default());
+        };
+        let asked = Instant::now();
+        let permit = ask();
+        self.deadline = self.deadline.later_by(asked.elapsed());
+        permit
     }
 
     /// The same, with a budget that is asked for permits.

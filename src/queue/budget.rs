@@ -10,17 +10,20 @@
 //! than the burst by what the rate brings in that time. A budget without a burst to speak of lives on a rate that
 //! is a little below the configured one ([`FILL`]): what it lacks in a second is its reserve. As its bucket has no
 //! room either for what nobody takes in time, its tokens are handed out a little before they are due ([`AHEAD`]).
+//! Where Redis is so far away that its tokens would be over before they are here, they last longer, and the rate is
+//! as much lower ([`Bucket::of`]).
 //!
 //! A slot is leased for as long as the request may take by its own limits. Whoever makes it ends the lease; if
 //! that is killed, the request may go on at the server, and the lease runs out.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use redis::Value;
 
 use super::requests::Script;
 use super::{QueueError, RedisConnection, Server, keys};
-use crate::config::Budget;
+use crate::config::{Account, Budget};
 
 /// The part of the rate by which the bucket fills.
 const FILL: f64 = 0.97;
@@ -33,6 +36,15 @@ const HOLD: f64 = 0.6;
 
 /// The part of the slack that the reserve may take. The rest is for whoever comes late for a token that was due.
 const RESERVE: f64 = 0.6;
+
+/// A token is good for at least so many round trips to Redis.
+const HELD_TRIPS: f64 = 1.6;
+
+/// A longer round trip is none that a rate is lowered for.
+const LONGEST_TRIP: Duration = Duration::from_millis(55);
+
+/// The log says so if less of a rate can be used.
+const MUCH_USED: f64 = 0.95;
 
 /// A token that must be used sooner than that after it is due is handed out before ([`AHEAD`]).
 const BRIEF: Duration = Duration::from_millis(60);
@@ -68,7 +80,8 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn of(budget: &Budget) -> Self {
+    /// The bucket of a worker whose round trips to Redis take this long.
+    fn of(budget: &Budget, trip: Duration) -> Self {
         let Some(rate) = budget.rate else {
             return Self {
                 fill: 0.0,
@@ -80,11 +93,15 @@ impl Bucket {
         };
         // By how much later than at the rate a request may come in any window without breaking the promise: what the
         // burst allows, and what the bucket lacks to the rate in a second, or until the next token.
-        let slack = f64::from(budget.burst - 1) / rate + (1.0 - FILL) * (1.0 / rate).max(1.0);
+        let of_burst = f64::from(budget.burst - 1) / rate;
+        let least = HELD_TRIPS * trip.min(LONGEST_TRIP).as_secs_f64() / (HOLD * RESERVE);
+        let lacks = (least - of_burst) / (1.0 / rate).max(1.0);
+        let fill = FILL.min(1.0 - lacks);
+        let slack = of_burst + (1.0 - fill) * (1.0 / rate).max(1.0);
         let reserve = LONGEST_RESERVE.min(RESERVE * slack);
         let hold = Duration::from_secs_f64(reserve * HOLD);
         Self {
-            fill: rate * FILL,
+            fill: rate * fill,
             room: 1.0 + rate * (slack - reserve),
             ahead: if hold < BRIEF { AHEAD } else { Duration::ZERO },
             hold,
@@ -109,7 +126,7 @@ pub fn most_in_hand(budget: &Budget) -> u32 {
     if budget.concurrency.is_some() {
         return 1;
     }
-    let bucket = Bucket::of(budget);
+    let bucket = Bucket::of(budget, Duration::ZERO);
     // The cast saturates.
     ((bucket.fill * bucket.hold.as_secs_f64() / 2.0) as u32).max(1)
 }
@@ -121,12 +138,22 @@ pub struct BudgetRequest {
     pub wanted: u32,
     /// The longest that a request takes for which they are.
     pub longest: Duration,
-    /// For how long the server wants to be left alone, if it has said so.
-    pub left_alone: Option<Duration>,
+    /// Until when the server wants to be left alone, if it has said so.
+    pub left_alone: Option<Instant>,
     /// How many tokens come back unused, and when these were handed out.
     pub unused: Option<(u32, u64)>,
     /// Leases of requests that have ended.
     pub ended: Vec<String>,
+}
+
+impl BudgetRequest {
+    /// Whether there is nothing to say or to ask.
+    pub fn is_empty(&self) -> bool {
+        self.wanted == 0
+            && self.left_alone.is_none()
+            && self.unused.is_none()
+            && self.ended.is_empty()
+    }
 }
 
 /// The right to make one request that begins soon.
@@ -151,6 +178,8 @@ pub struct Granted {
     pub tokens: Vec<Token>,
     /// When there is another token, if there is none left.
     pub due: Option<Instant>,
+    /// When the first lease of a slot runs out, if there was none free. It may be free sooner.
+    pub slot_due: Option<Instant>,
     /// How long whoever finds none may wait for the next without a loss: the bucket has room for what comes.
     pub patience: Duration,
     /// How many are left.
@@ -166,6 +195,12 @@ pub struct BudgetClient {
     name: String,
     /// How many requests for tokens it has made.
     requests: u64,
+    /// How long connecting, or one reply, may take.
+    limit: Duration,
+    /// How long a round trip takes, by the last ones.
+    trip: Duration,
+    /// The budgets for which that is too long, as the log has said.
+    slow: HashSet<Account>,
 }
 
 impl BudgetClient {
@@ -177,14 +212,17 @@ impl BudgetClient {
             connected: None,
             name: format!("{instance}:{worker}:{number:x}"),
             requests: 0,
+            limit: LIMIT,
+            trip: Duration::ZERO,
+            slow: HashSet::new(),
         }
     }
 
     /// Asks for tokens, and says what has become of others.
     pub fn ask(&mut self, budget: &Budget, request: &BudgetRequest) -> Result<Granted, QueueError> {
         self.requests += 1;
-        let prefix = format!("{}:{}:", self.name, self.requests);
-        let bucket = Bucket::of(budget);
+        let prefix = self.prefix();
+        let bucket = Bucket::of(budget, self.trip);
         let lease = request.longest + bucket.ahead + bucket.reserve + LEASE_MARGIN;
         let back = bucket.ahead + bucket.reserve;
         let (unused, handed_out) = request.unused.unwrap_or_default();
@@ -194,13 +232,15 @@ impl BudgetClient {
         call.arg(budget.concurrency.unwrap_or(0));
         call.arg(request.wanted).arg(millis(lease)).arg(&prefix);
         call.arg(EXPIRY.max(lease.as_secs()));
-        call.arg(request.left_alone.map_or(0, millis));
+        call.arg(request.left_alone.map_or(0, |time| {
+            millis(time.saturating_duration_since(Instant::now()))
+        }));
         call.arg(unused).arg(handed_out).arg(millis(back));
         call.arg(micros(bucket.ahead));
         call.arg(&request.ended);
         let mut connected = match self.connected.take() {
             Some(connected) => connected,
-            None => self.server.connect_for("conserver:budgets", LIMIT)?,
+            None => (self.server).connect_for("conserver:budgets", self.limit)?,
         };
         // The server hands them out later than that.
         let asked = Instant::now();
@@ -217,29 +257,68 @@ impl BudgetClient {
             }
         };
         self.connected = Some(connected);
-        let (waits, due, left, at): (Vec<u64>, u64, u32, u64) = redis::from_redis_value(reply)
-            .map_err(|_| QueueError::UnexpectedReply("a request for tokens"))?;
+        let (waits, due, left, at, slot_due): (Vec<u64>, u64, u32, u64, u64) =
+            redis::from_redis_value(reply)
+                .map_err(|_| QueueError::UnexpectedReply("a request for tokens"))?;
         // Here, no token is due before it is there.
         let answered = Instant::now();
-        let token = |(number, wait): (usize, u64)| {
+        self.note_trip(answered - asked, budget);
+        let then = |wait| (wait > 0).then(|| answered + Duration::from_micros(wait));
+        let token = |(lease, wait): (String, u64)| {
             let wait = Duration::from_micros(wait);
             Token {
                 from: answered + wait,
                 use_by: asked + wait + bucket.hold,
                 back_by: asked + back,
                 at,
-                lease: match budget.concurrency {
-                    Some(_) => format!("{prefix}{}", number + 1),
-                    None => String::new(),
-                },
+                lease,
             }
         };
+        let leases = self.last_leases(budget, u32::try_from(waits.len()).unwrap_or(u32::MAX));
         Ok(Granted {
-            tokens: waits.into_iter().enumerate().map(token).collect(),
-            due: (due > 0).then(|| answered + Duration::from_micros(due)),
+            tokens: leases.into_iter().zip(waits).map(token).collect(),
+            due: then(due),
+            slot_due: then(slot_due),
             patience: bucket.patience(),
             left,
         })
+    }
+
+    /// A round trip has taken this long, for this budget.
+    fn note_trip(&mut self, took: Duration, budget: &Budget) {
+        self.trip = self.trip.mul_f64(0.75) + took.mul_f64(0.25);
+        let Some(rate) = budget.rate else { return };
+        let used = Bucket::of(budget, self.trip).fill / rate;
+        if used < MUCH_USED && self.slow.insert(budget.account.clone()) {
+            log::warn!(
+                "a round trip to Redis takes {:.0} ms, so only {:.0} % of the rate of {} can be used; a larger `burst` \
+                 helps",
+                self.trip.as_secs_f64() * 1000.0,
+                used * 100.0,
+                budget.account
+            );
+        }
+    }
+
+    /// The leases of the tokens for which it has asked last, if its budget has slots: Redis may have handed
+    /// them out although its reply was lost.
+    pub fn last_leases(&self, budget: &Budget, wanted: u32) -> Vec<String> {
+        let lease = |number| match budget.concurrency {
+            Some(_) => format!("{}{number}", self.prefix()),
+            None => String::new(),
+        };
+        (1..=wanted).map(lease).collect()
+    }
+
+    fn prefix(&self) -> String {
+        format!("{}:{}:", self.name, self.requests)
+    }
+
+    /// Waits no longer than this for Redis from now on.
+    pub fn hurry(&mut self, limit: Duration) {
+        self.limit = limit;
+        // One that cannot be set is as good as lost.
+        (self.connected).take_if(|connected| connected.limit(limit).is_err());
     }
 }
 
@@ -280,23 +359,35 @@ mod tests {
             "{rate: 0.5, burst: 2}",
         ] {
             let budget = budget(limit);
-            let (rate, bucket) = (budget.rate.unwrap(), Bucket::of(&budget));
-            assert!(
-                bucket.room >= 1.0 && bucket.hold < bucket.reserve,
-                "{limit}"
-            );
-            // A full bucket, what is under way, and what comes in the window, against the promise; in windows
-            // that begin at a second, or when the second request comes.
-            for seconds in [1.0, 2.0, 10.0, 60.0, 3600.0] {
-                let window = f64::max(seconds, 1.0 / rate);
-                let seen = bucket.room + bucket.fill * (window + bucket.reserve.as_secs_f64());
-                let allowed = rate * window + f64::from(budget.burst);
+            for trip in [0, 1, 26, 80, 5000] {
+                let trip = Duration::from_millis(trip);
+                let (rate, bucket) = (budget.rate.unwrap(), Bucket::of(&budget, trip));
                 assert!(
-                    seen <= allowed + 1e-9,
-                    "{limit} {window}: {seen} > {allowed}"
+                    bucket.hold.as_secs_f64() >= 1.4 * trip.min(LONGEST_TRIP).as_secs_f64(),
+                    "{limit} {trip:?}"
                 );
-                // And nearly all of it can be used.
-                assert!(bucket.fill >= 0.95 * rate, "{limit}");
+                assert!(
+                    bucket.room >= 1.0 && bucket.hold < bucket.reserve,
+                    "{limit}"
+                );
+                // A full bucket, what is under way, and what comes in the window, against the promise; in windows
+                // that begin at a second, or when the second request comes.
+                for seconds in [1.0, 2.0, 10.0, 60.0, 3600.0] {
+                    let window = f64::max(seconds, 1.0 / rate);
+                    let seen = bucket.room + bucket.fill * (window + bucket.reserve.as_secs_f64());
+                    let allowed = rate * window + f64::from(budget.burst);
+                    assert!(
+                        seen <= allowed + 1e-9,
+                        "{limit} {window}: {seen} > {allowed}"
+                    );
+                    // And nearly all of it can be used.
+                    let least = if trip < Duration::from_millis(5) {
+                        0.95
+                    } else {
+                        0.7
+                    };
+                    assert!(bucket.fill >= least * rate, "{limit} {trip:?}");
+                }
             }
         }
     }

@@ -16,19 +16,25 @@
 //! A token goes with the claim ([`BudgetPermit`]), so no more lanes claim than may ask the server. If the vCon
 //! has another step before it, the token is in hand again. One lane at a time asks Redis. Where nothing has a
 //! `limit`, nothing of this is called. A token that must be used within milliseconds is handed out before it is due:
-//! the lane waits for that moment, and claims just before. What is not used in time goes back to Redis.
+//! the lane waits for that moment, and claims just before. What is not used in time goes back to Redis; a slot
+//! that its request does not need goes back at once, as it keeps others from theirs.
+//!
+//! What is to be told to Redis, such as a lease that has ended, waits in its [`Pool`]: one lane at a time tells it,
+//! and none waits for another to do so. What Redis has not answered is told again.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::mem;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use super::circuit_breaker::{BreakerState, backlog_list, is_deferring};
 use super::lane::retain_claimable;
 use super::modules::{LaneModules, Stage};
+use super::retry::LaneClock;
 use super::shared::SharedState;
 use crate::config::{Account, Budget, Config, ListName};
 use crate::queue::{
@@ -38,9 +44,15 @@ use crate::queue::{
 /// The shortest time between two requests for tokens of one budget that has none.
 const SHORTEST_WAIT: Duration = Duration::from_millis(4);
 
-/// The longest time to wait where tokens gather meanwhile, or where a slot may be free again before its lease
-/// runs out.
+/// The longest time to wait where tokens gather meanwhile.
 const LONGEST_PATIENCE: Duration = Duration::from_millis(50);
+
+/// The longest pause before another look for a slot that another worker may have ended. Not longer than what a lane waits
+/// by itself.
+const LONGEST_SLOT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long after Redis has not answered it is left alone, where nobody needs a token.
+const FAILED_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long before its token is due a lane claims.
 const CLAIM_TIME: Duration = Duration::from_millis(10);
@@ -53,22 +65,34 @@ pub(super) struct Budgets {
     client: Mutex<BudgetClient>,
     waker: Mutex<LaneWaker>,
     pools: Mutex<HashMap<Account, Pool>>,
-    /// Whether an idle lane waits until a token is due.
-    is_watched: AtomicBool,
+    /// When Redis has last not answered, if it has not done so since.
+    failed: Mutex<Option<Instant>>,
+    /// The number of the last watch, and until when it lasts, if it does.
+    watch: Mutex<(u64, Option<Instant>)>,
+    /// Says that a slot is free again.
+    freed: (Sender<()>, Receiver<()>),
 }
 
 /// What this worker has of one budget.
-#[derive(Default)]
 struct Pool {
+    budget: Budget,
     in_hand: Vec<Token>,
-    /// Nothing is to be had before.
+    /// No token is to be had before.
     due: Option<Instant>,
+    /// No slot is looked for before.
+    slot_due: Option<Instant>,
+    /// The last pause before another look for a slot.
+    slot_pause: Duration,
+    /// How many requests of this worker are under way.
+    under_way: u32,
     /// How many tokens it asks for at a time.
     batch: u32,
     /// How many of the last batch went unused.
     wasted: u32,
     /// How many Redis had left after the last one.
     left: u32,
+    /// What Redis is to be told.
+    untold: BudgetRequest,
 }
 
 /// Why there is no token.
@@ -90,7 +114,7 @@ pub(super) struct Granting {
 
 impl Granting {
     /// Whether the request may still begin.
-    fn is_fresh(&self) -> bool {
+    pub fn is_fresh(&self) -> bool {
         is_fresh(&self.token)
     }
 
@@ -103,7 +127,16 @@ impl Granting {
     fn begin(mut self) -> Self {
         wait_until(self.token.from);
         self.is_used = true;
+        self.budgets.pool(&self.budget, |pool| pool.under_way += 1);
         self
+    }
+}
+
+impl Granting {
+    /// The request is not made after all.
+    pub fn forgo(mut self) {
+        self.is_used = false;
+        self.budgets.pool(&self.budget, Pool::note_end);
     }
 }
 
@@ -138,6 +171,21 @@ fn wait_until(time: Instant) {
 }
 
 impl Pool {
+    fn new(budget: Budget) -> Self {
+        Self {
+            budget,
+            in_hand: Vec::new(),
+            due: None,
+            slot_due: None,
+            slot_pause: Duration::ZERO,
+            under_way: 0,
+            batch: 0,
+            wasted: 0,
+            left: 0,
+            untold: BudgetRequest::default(),
+        }
+    }
+
     /// Takes a token that is still good. Returns those that are not with it.
     fn take(&mut self) -> (Option<Token>, Vec<Token>) {
         let now = Instant::now();
@@ -162,24 +210,39 @@ impl Pool {
         self.batch
     }
 
-    fn note(&mut self, granted: Granted, budget: &Budget) {
+    fn note(&mut self, granted: Granted) {
+        let now = Instant::now();
+        // Workers do not all ask at the same moment.
+        let jitter = 0.5 + fastrand::f64() / 2.0;
         self.in_hand.extend(granted.tokens);
         self.left = granted.left;
         self.due = granted.due.map(|due| {
-            let wait = due.saturating_duration_since(Instant::now());
-            let wait = match budget.concurrency {
-                Some(_) => wait.min(LONGEST_PATIENCE),
-                None => wait,
-            };
-            // Workers do not all ask at the same moment, nor each for every single token.
+            // Nor each for every single token.
             let patience = (granted.patience / 4).clamp(SHORTEST_WAIT, LONGEST_PATIENCE);
-            Instant::now() + wait.max(patience.mul_f64(0.5 + fastrand::f64() / 2.0))
+            due.max(now + patience.mul_f64(jitter))
         });
+        self.slot_pause = match granted.slot_due {
+            Some(_) => (self.slot_pause * 2).clamp(SHORTEST_WAIT, LONGEST_SLOT_PAUSE),
+            None => Duration::ZERO,
+        };
+        let pause = self.slot_pause.mul_f64(jitter);
+        self.slot_due = granted.slot_due.map(|due| due.min(now + pause));
+    }
+
+    /// A request is not under way any more.
+    fn note_end(&mut self) {
+        self.under_way = self.under_way.saturating_sub(1);
+    }
+
+    /// When there may be a token, if there was none and that is not over.
+    fn due(&self) -> Option<Instant> {
+        self.due.max(self.slot_due)
     }
 
     /// When there may be a token, if that is not now.
     fn next(&self) -> Option<Instant> {
-        self.due.filter(|_| self.in_hand.is_empty())
+        let has_none = !self.in_hand.iter().any(is_fresh);
+        self.due().filter(|_| has_none)
     }
 }
 
@@ -191,7 +254,9 @@ impl Budgets {
             client: Mutex::new(client),
             waker: Mutex::new(LaneWaker::new(server.clone(), instance)),
             pools: Mutex::default(),
-            is_watched: AtomicBool::new(false),
+            failed: Mutex::default(),
+            watch: Mutex::default(),
+            freed: bounded(1),
         }
     }
 
@@ -204,20 +269,22 @@ impl Budgets {
         if let Some(granting) = self.take_in_hand(budget)? {
             return Ok(granting);
         }
-        let mut client = locked(&self.client);
-        // Another lane may have asked meanwhile.
-        if let Some(granting) = self.take_in_hand(budget)? {
-            return Ok(granting);
-        }
-        let wanted = self.pool(budget, |pool| pool.next_batch(most_in_hand(budget)));
-        let request = BudgetRequest {
-            wanted,
-            longest,
-            ..BudgetRequest::default()
+        let begun = Instant::now();
+        let asked = {
+            let mut client = locked(&self.client);
+            // Redis has not answered the lane before: it need not keep all of them waiting, one after the other.
+            if locked(&self.failed).is_some_and(|failed| failed > begun) {
+                return Err(NoToken::Redis(QueueError::Closed));
+            }
+            // Another lane may have asked meanwhile.
+            if let Some(granting) = self.take_in_hand(budget)? {
+                return Ok(granting);
+            }
+            let wanted = self.pool(budget, |pool| pool.next_batch(most_in_hand(budget)));
+            self.ask(&mut client, budget, wanted, longest)
         };
-        let granted = client.ask(budget, &request).map_err(NoToken::Redis)?;
-        drop(client);
-        self.pool(budget, |pool| pool.note(granted, budget));
+        self.tell();
+        asked.map_err(NoToken::Redis)?;
         match self.take_in_hand(budget)? {
             Some(granting) => Ok(granting),
             // They are stale already: this process was stopped.
@@ -225,11 +292,73 @@ impl Budgets {
         }
     }
 
+    /// Asks for tokens, which are in hand then, and tells Redis what it is to be told of this budget.
+    fn ask(
+        &self,
+        client: &mut BudgetClient,
+        budget: &Budget,
+        wanted: u32,
+        longest: Duration,
+    ) -> Result<(), QueueError> {
+        let request = BudgetRequest {
+            wanted,
+            longest,
+            ..self.pool(budget, |pool| mem::take(&mut pool.untold))
+        };
+        match client.ask(budget, &request) {
+            Ok(granted) => {
+                *locked(&self.failed) = None;
+                if wanted > 0 {
+                    self.pool(budget, |pool| pool.note(granted));
+                }
+                Ok(())
+            }
+            Err(error) => {
+                *locked(&self.failed) = Some(Instant::now());
+                // It may have leased slots all the same. What was unused is left out: it must not count twice.
+                let mut ended = request.ended;
+                ended.extend(client.last_leases(budget, wanted));
+                ended.retain(|lease| !lease.is_empty());
+                self.pool(budget, |pool| {
+                    pool.untold.ended.extend(ended);
+                    pool.untold.left_alone = pool.untold.left_alone.max(request.left_alone);
+                });
+                Err(error)
+            }
+        }
+    }
+
+    /// Tells Redis what it is to be told, unless another lane does that already.
+    pub fn tell(&self) {
+        let is_untold = |pool: &&Pool| !pool.untold.is_empty();
+        loop {
+            let untold = locked(&self.pools)
+                .values()
+                .find(is_untold)
+                .map(|it| it.budget.clone());
+            let Some(budget) = untold else { return };
+            let has_failed = |failed: Instant| failed.elapsed() < FAILED_PAUSE;
+            if locked(&self.failed).is_some_and(has_failed) {
+                return;
+            }
+            // Whoever has it looks here after that.
+            let mut client = match self.client.try_lock() {
+                Ok(client) => client,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            if let Err(error) = self.ask(&mut client, &budget, 0, Duration::ZERO) {
+                log::debug!("could not return tokens of {}: {error}", budget.account);
+                return;
+            }
+        }
+    }
+
     /// Takes a token that this worker has; nothing if Redis is to be asked.
     fn take_in_hand(self: &Arc<Self>, budget: &Arc<Budget>) -> Result<Option<Granting>, NoToken> {
         let (token, stale, due) = self.pool(budget, |pool| {
             let (token, stale) = pool.take();
-            (token, stale, pool.due)
+            (token, stale, pool.due())
         });
         self.return_unused(budget, stale);
         match (token, due) {
@@ -246,30 +375,50 @@ impl Budgets {
 
     /// The server wants to be left alone until then: no instance gets a token before.
     pub fn leave_alone(&self, budget: &Budget, until: Instant) {
-        let request = BudgetRequest {
-            left_alone: Some(until.saturating_duration_since(Instant::now())),
-            ..BudgetRequest::default()
-        };
-        self.tell(budget, &request);
+        self.pool(budget, |pool| {
+            pool.untold.left_alone = pool.untold.left_alone.max(Some(until));
+        });
+        self.tell();
     }
 
-    /// Whether there are tokens to spare for this many lanes, so that none has to wait for one to claim.
+    /// Whether there are tokens to spare for this many lanes, one of which has one now, so that none has to wait for
+    /// one to claim.
     pub fn are_plenty(&self, budget: &Budget, lanes: u32) -> bool {
-        self.pool(budget, |pool| pool.due.is_none() && pool.left >= lanes)
+        self.pool(budget, |pool| {
+            let ours = match budget.rate {
+                Some(_) => 0,
+                // They go to the next requests.
+                None => pool.under_way.saturating_add(1),
+            };
+            pool.due().is_none() && pool.left.saturating_add(ours) >= lanes
+        })
     }
 
     /// The request of this token has ended.
     fn end(&self, budget: &Budget, token: Token) {
-        self.end_leases(budget, vec![token]);
+        let has_slot = !token.lease.is_empty();
+        self.pool(budget, |pool| {
+            pool.note_end();
+            if has_slot {
+                pool.untold.ended.push(token.lease);
+                pool.slot_due = None;
+            }
+        });
+        if has_slot {
+            self.tell();
+            // If that is full, a lane will look anyway.
+            let _ = self.freed.0.try_send(());
+        }
     }
 
-    /// This token was not used: it is in hand again, as long as it is good.
+    /// This token was not used: it is in hand again, as long as it is good. Its slot is for others.
     fn put_back(&self, budget: &Budget, token: Token) {
-        if is_fresh(&token) {
+        if is_fresh(&token) && token.lease.is_empty() {
             self.pool(budget, |pool| pool.in_hand.push(token));
         } else {
-            self.pool(budget, |pool| pool.wasted += 1);
+            self.pool(budget, |pool| pool.wasted += u32::from(!is_fresh(&token)));
             self.return_unused(budget, vec![token]);
+            self.tell();
         }
     }
 
@@ -277,52 +426,67 @@ impl Budgets {
     pub fn give_back(&self, budget: &Budget) {
         let tokens = self.pool(budget, |pool| mem::take(&mut pool.in_hand));
         self.return_unused(budget, tokens);
+        self.tell();
     }
 
-    /// Gives tokens back that were not used, as far as Redis takes them.
+    /// Gives back all that is in hand, and forgets what it knows of budgets: there is another configuration.
+    pub fn give_back_all(&self) {
+        let budgets: Vec<Budget> = (locked(&self.pools).values())
+            .map(|pool| pool.budget.clone())
+            .collect();
+        budgets.iter().for_each(|budget| self.give_back(budget));
+        locked(&self.pools).retain(|_, pool| {
+            (pool.due, pool.slot_due) = (None, None);
+            !pool.untold.is_empty()
+        });
+    }
+
+    /// Gives back all that is in hand, as this worker ends; waits so long for Redis at most.
+    pub fn close(&self, limit: Duration) {
+        locked(&self.client).hurry(limit);
+        self.give_back_all();
+    }
+
+    /// These tokens are not used: Redis is to take them back, as far as it does.
     fn return_unused(&self, budget: &Budget, tokens: Vec<Token>) {
         let now = Instant::now();
         let is_taken = |token: &&Token| budget.rate.is_some() && now < token.back_by;
-        let unused: Vec<u64> = (tokens.iter())
-            .filter(is_taken)
-            .map(|token| token.at)
-            .collect();
-        let count = u32::try_from(unused.len()).unwrap_or(u32::MAX);
-        let unused = unused.into_iter().min().map(|oldest| (count, oldest));
-        let ended = leases(tokens);
-        if unused.is_some() || !ended.is_empty() {
-            let request = BudgetRequest {
-                unused,
-                ended,
-                ..BudgetRequest::default()
-            };
-            self.tell(budget, &request);
-        }
+        let unused = tokens.iter().filter(is_taken).map(|token| token.at);
+        let unused: Vec<u64> = unused.collect();
+        self.pool(budget, |pool| {
+            let (count, oldest) = pool.untold.unused.unwrap_or((0, u64::MAX));
+            let more = u32::try_from(unused.len()).unwrap_or(u32::MAX);
+            if let Some(first) = unused.into_iter().min() {
+                pool.untold.unused = Some((count.saturating_add(more), oldest.min(first)));
+            }
+            pool.untold.ended.extend(leases(tokens));
+        });
     }
 
-    fn end_leases(&self, budget: &Budget, tokens: Vec<Token>) {
-        let ended = leases(tokens);
-        if !ended.is_empty() {
-            let request = BudgetRequest {
-                ended,
-                ..BudgetRequest::default()
-            };
-            self.tell(budget, &request);
-        }
+    /// When there may be a token of each of these budgets; now at the earliest.
+    fn due_of_all<'a>(&self, budgets: impl Iterator<Item = &'a Arc<Budget>>) -> Instant {
+        let due = budgets.filter_map(|budget| self.pool(budget, |pool| pool.next()));
+        let failed = locked(&self.failed).map(|failed| failed + FAILED_PAUSE);
+        due.chain(failed).fold(Instant::now(), Instant::max)
     }
 
-    /// Tells Redis. If it does not listen, leases run out by themselves.
-    fn tell(&self, budget: &Budget, request: &BudgetRequest) {
-        if let Err(error) = locked(&self.client).ask(budget, request) {
-            log::debug!("could not return tokens of {}: {error}", budget.account);
-        }
+    /// How many good tokens of these accounts are in hand.
+    fn fresh_in_hand<'a>(&self, accounts: impl Iterator<Item = &'a Account>) -> usize {
+        let pools = locked(&self.pools);
+        let tokens = accounts.filter_map(|account| pools.get(account));
+        tokens
+            .flat_map(|pool| &pool.in_hand)
+            .filter(|it| is_fresh(it))
+            .count()
     }
 
-    /// When the next token of these budgets is due; `None` if there are none of them.
-    fn next_due<'a>(&self, budgets: impl Iterator<Item = &'a Arc<Budget>>) -> Option<Instant> {
-        let now = Instant::now();
-        let due = |budget: &Arc<Budget>| self.pool(budget, |pool| pool.next().unwrap_or(now));
-        budgets.map(due).min()
+    /// Waits until a slot is free again, the worker drains, or the time is over.
+    pub fn wait(&self, time: Duration, drain: &Receiver<()>) {
+        select! {
+            recv(self.freed.1) -> _ => {}
+            recv(drain) -> _ => {}
+            default(time) => {}
+        }
     }
 
     fn pool<T>(&self, budget: &Budget, work: impl FnOnce(&mut Pool) -> T) -> T {
@@ -330,7 +494,8 @@ impl Budgets {
         if let Some(pool) = pools.get_mut(&budget.account) {
             return work(pool);
         }
-        work(pools.entry(budget.account.clone()).or_default())
+        let pool = pools.entry(budget.account.clone());
+        work(pool.or_insert_with(|| Pool::new(budget.clone())))
     }
 }
 
@@ -343,24 +508,46 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the lane holds tokens in while it works on a vCon: those that it has claimed with.
-pub(super) type Hand = RefCell<Vec<Granting>>;
+/// What the lane holds tokens in while it works on a vCon: those that it has claimed with. Its clock stands still
+/// while it asks for others.
+pub(super) struct Hand<'a> {
+    tokens: RefCell<Vec<Granting>>,
+    clock: &'a LaneClock<'a>,
+}
+
+impl<'a> Hand<'a> {
+    /// With these tokens.
+    pub fn new(tokens: Vec<Granting>, clock: &'a LaneClock<'a>) -> Self {
+        Self {
+            tokens: RefCell::new(tokens),
+            clock,
+        }
+    }
+
+    /// The tokens with which the vCon was claimed and that are not used yet.
+    pub fn tokens(&mut self) -> &mut Vec<Granting> {
+        self.tokens.get_mut()
+    }
+}
 
 /// Takes the token with which the vCon was claimed, or another one. The request begins now.
 pub(super) fn begin_request(
     shared: &SharedState,
-    hand: &Hand,
+    hand: &Hand<'_>,
     budget: &Arc<Budget>,
     longest: Duration,
 ) -> Result<Granting, NoToken> {
-    let mut hand = hand.borrow_mut();
-    let ours = hand.iter().position(|it| it.is_of(budget));
-    if let Some(granting) = ours.map(|ours| hand.swap_remove(ours))
-        && granting.is_fresh()
-    {
-        return Ok(granting.begin());
-    }
-    shared.budgets.take(budget, longest).map(Granting::begin)
+    hand.clock.pause();
+    let mut tokens = hand.tokens.borrow_mut();
+    let ours = tokens.iter().position(|it| it.is_of(budget));
+    let ours = ours.map(|ours| tokens.swap_remove(ours));
+    let begun = match ours.filter(Granting::is_fresh) {
+        Some(granting) => Ok(granting),
+        None => shared.budgets.take(budget, longest),
+    };
+    let begun = begun.map(Granting::begin);
+    hand.clock.resume();
+    begun
 }
 
 /// The permit to claim for chains that wait for a token, with a token for each stage that they wait for.
@@ -390,10 +577,15 @@ impl BudgetPermit {
         if shared.breakers.note_in_budget(&self.stages, config) {
             shared.wakeup.wake_all();
         }
-        let budgets: Vec<Arc<Budget>> = self.hand.iter().map(|it| Arc::clone(&it.budget)).collect();
-        drop(self.hand);
-        budgets.iter().for_each(|it| shared.budgets.give_back(it));
+        give_back(shared, self.hand);
     }
+}
+
+/// Nobody needs these tokens.
+fn give_back(shared: &SharedState, hand: Vec<Granting>) {
+    let budgets: Vec<Arc<Budget>> = hand.iter().map(|it| Arc::clone(&it.budget)).collect();
+    drop(hand);
+    budgets.iter().for_each(|it| shared.budgets.give_back(it));
 }
 
 /// The permit to claim for chains that are over budget, if there are tokens for all that one of them waits for.
@@ -421,6 +613,10 @@ pub(super) fn begin_budgeted(
     {
         if lists.is_empty() {
             idle.extend(stages);
+            continue;
+        }
+        // Whatever it may have is for others as long as it cannot have all.
+        if due_of_stages(shared, &stages, config) > Instant::now() {
             continue;
         }
         let mut hand = Vec::new();
@@ -458,6 +654,7 @@ pub(super) fn begin_budgeted(
                 stages,
             }));
         }
+        give_back(shared, hand);
     }
     // Their chains are on hold for something else, or paused.
     if !idle.is_empty() {
@@ -527,34 +724,50 @@ fn waiting_stages(shared: &SharedState, config: &Arc<Config>) -> Vec<WaitingChai
     waiting
 }
 
-/// When a token is due for which a chain waits; `None` if none waits.
+/// When all tokens are due for which a chain waits; `None` if none waits.
 pub(super) fn next_token(shared: &SharedState, config: &Arc<Config>) -> Option<Instant> {
     if !shared.breakers.any_over_budget() {
         return None;
     }
-    let open = shared.breakers.lock();
-    let over = open
-        .iter()
-        .filter(|it| it.state == BreakerState::OverBudget && Arc::ptr_eq(&it.config, config));
-    let budgets: Vec<&Arc<Budget>> = over.filter_map(|it| it.stage.budget(config)).collect();
-    drop(open);
-    shared.budgets.next_due(budgets.into_iter())
+    let waiting = waiting_stages(shared, config);
+    let due = |group: &WaitingChains| match group.lists.is_empty() {
+        // It waits for something else: the next claim sees to that.
+        true => Instant::now(),
+        false => due_of_stages(shared, &group.stages, config),
+    };
+    waiting.iter().map(due).min()
+}
+
+fn due_of_stages(shared: &SharedState, stages: &[Stage], config: &Config) -> Instant {
+    let budgets = stages.iter().filter_map(|stage| stage.budget(config));
+    shared.budgets.due_of_all(budgets)
 }
 
 /// The wait of the one idle lane that looks after tokens that are due.
-pub(super) struct TokenWatch<'a>(&'a Budgets);
+pub(super) struct TokenWatch<'a> {
+    budgets: &'a Budgets,
+    number: u64,
+}
 
 impl<'a> TokenWatch<'a> {
-    /// Begins it, unless another lane does that already.
-    pub fn begin(budgets: &'a Budgets) -> Option<Self> {
-        let was_watched = budgets.is_watched.swap(true, Ordering::AcqRel);
-        (!was_watched).then_some(Self(budgets))
+    /// Begins it, unless another lane looks after a token that is due as early.
+    pub fn begin(budgets: &'a Budgets, due: Instant) -> Option<Self> {
+        let mut watch = locked(&budgets.watch);
+        if watch.1.is_some_and(|until| until <= due + SHORTEST_WAIT) {
+            return None;
+        }
+        let number = watch.0 + 1;
+        *watch = (number, Some(due));
+        Some(Self { budgets, number })
     }
 }
 
 impl Drop for TokenWatch<'_> {
     fn drop(&mut self) {
-        self.0.is_watched.store(false, Ordering::Release);
+        let mut watch = locked(&self.budgets.watch);
+        if watch.0 == self.number {
+            watch.1 = None;
+        }
     }
 }
 
@@ -564,11 +777,18 @@ pub(super) fn hand_over(shared: &SharedState) {
         return;
     }
     let budgets = &shared.budgets;
-    let in_hand: usize = locked(&budgets.pools)
-        .values()
-        .map(|pool| pool.in_hand.len())
-        .sum();
-    let watcher = usize::from(!budgets.is_watched.load(Ordering::Acquire));
+    let open = shared.breakers.lock();
+    let over = open
+        .iter()
+        .filter(|it| it.state == BreakerState::OverBudget);
+    let mut accounts: Vec<&Account> = over
+        .filter_map(|it| Some(&it.stage.budget(&it.config)?.account))
+        .collect();
+    accounts.sort_unstable();
+    accounts.dedup();
+    let in_hand = budgets.fresh_in_hand(accounts.into_iter());
+    drop(open);
+    let watcher = usize::from(locked(&budgets.watch).1.is_none());
     let wanted = in_hand + watcher;
     if wanted > 0 {
         shared.wakeup.wake_some(&mut locked(&budgets.waker), wanted);

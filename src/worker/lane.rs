@@ -347,7 +347,7 @@ impl Lane {
             chain,
             claim,
             is_backlog,
-            hand: Hand::new(hand),
+            hand: Hand::new(hand, &clock),
             trace: None,
             next: NextClaim::new(&self.lists, (self.breakers, self.pauses), &self.cell),
         };
@@ -426,14 +426,14 @@ impl Lane {
     /// Blocks until there may be something to do.
     fn wait_for_work(&mut self) {
         self.shared.return_memory();
+        self.shared.budgets.tell();
         let unknown = (!self.pauses.are_known).then_some(UNKNOWN_WAIT);
         let token = next_token(&self.shared, self.modules.config());
-        let watch = token.and_then(|_| TokenWatch::begin(&self.shared.budgets));
+        let watch = token.and_then(|due| TokenWatch::begin(&self.shared.budgets, due));
         let token = token.filter(|_| watch.is_some());
         let token = token.map(|due| due.saturating_duration_since(Instant::now()));
         if let Some(wait) = token.filter(|wait| *wait <= REDIS_LATE) {
-            // Ends at once when the worker drains.
-            let _ = self.drain.recv_timeout(wait);
+            self.shared.budgets.wait(wait, &self.drain);
             return;
         }
         let token = token.map(|wait| wait.saturating_sub(REDIS_LATE));
@@ -456,6 +456,7 @@ impl Lane {
         }
         let is_same = Arc::ptr_eq(&config, self.modules.config());
         if !is_same {
+            self.shared.budgets.give_back_all();
             self.modules = LaneModules::open(
                 config,
                 &self.shared.slot,

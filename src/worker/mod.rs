@@ -64,7 +64,7 @@ use retry::{LaneClock, Outage, SharedOutage};
 use shared::{OwnLook, SharedState};
 use wakeup::Wakeup;
 
-/// How long the end of a worker waits at most for the collector of spans.
+/// How long the end of a worker waits at most for the collector of spans, and for a reply of Redis on its budgets.
 const FAREWELL: Duration = Duration::from_millis(700);
 
 /// Runs a worker in this process until it has drained. `config` is the configuration of this `config_generation`.
@@ -179,8 +179,10 @@ fn run_lanes(
             all_released &= lane.join().unwrap_or(false);
         }
     }
+    let farewell = FAREWELL.min(shared.settings.drain_timeout / 10);
+    shared.budgets.close(farewell);
     if let Some(tracing) = &shared.tracing {
-        tracing.close(FAREWELL.min(shared.settings.drain_timeout / 10));
+        tracing.close(farewell);
     }
     crate::program::dismiss_reaper();
     Ok(all_released)

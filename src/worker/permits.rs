@@ -32,7 +32,7 @@ impl Pipeline<'_, '_, '_> {
     /// Puts back the tokens with which the vCon was claimed and that its next step does not need: others can use
     /// them.
     pub(super) fn put_back_tokens(&mut self, job: &Job) {
-        let hand = self.hand.get_mut();
+        let hand = self.hand.tokens();
         if hand.is_empty() {
             return;
         }
@@ -81,7 +81,7 @@ impl Pipeline<'_, '_, '_> {
 /// A permit for one request of a link, whose budget this is. If Redis does not tell, says why in `unknown`.
 pub(super) fn permit(
     shared: &SharedState,
-    hand: &Hand,
+    hand: &Hand<'_>,
     budget: Option<&(Arc<Budget>, Duration)>,
     meter: &Meter,
     unknown: &Cell<Option<QueueError>>,

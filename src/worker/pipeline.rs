@@ -53,7 +53,7 @@ pub(super) struct Pipeline<'a, 'scope, 'env> {
     /// Whether the claim comes from the queue of a storage that defers.
     pub is_backlog: bool,
     /// The tokens with which it was claimed.
-    pub hand: Hand,
+    pub hand: Hand<'a>,
     /// The spans of the work on it, while that goes on.
     pub trace: Option<VconTrace>,
     /// The request for the next vCon, to go with the finish of this one.

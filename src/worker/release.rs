@@ -310,11 +310,12 @@ impl Pipeline<'_, '_, '_> {
         let (shared, config) = (self.shared, self.modules.config());
         match *until {
             Until::Asked(time) => {
+                // First for the lanes here: Redis may take its time.
+                let is_new = shared.breakers.note_wait(stage, config, error, time);
+                shared.slot.note_wait();
                 if let Some((budget, _)) = self.modules.budget_of(stage) {
                     shared.budgets.leave_alone(&budget, time);
                 }
-                let is_new = shared.breakers.note_wait(stage, config, error, time);
-                shared.slot.note_wait();
                 let what = format_args!("{stage} asks to wait");
                 if is_new && shared.slot.is_log_due(what, WAIT_LOG_PAUSE) {
                     let seconds = time.saturating_duration_since(Instant::now()).as_secs_f64();

@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::circuit_breaker::defers;
 use super::job::Job;
@@ -204,7 +205,7 @@ impl Pipeline<'_, '_, '_> {
                 }
                 match self.token_for(&stage(name)) {
                     Ok(token) => {
-                        tokens.extend(token);
+                        tokens.push(token);
                         asked.push(name.clone());
                     }
                     Err(Ending::NotNow(stages)) => {
@@ -214,6 +215,21 @@ impl Pipeline<'_, '_, '_> {
                     Err(ending) => return Err(ending),
                 }
             }
+            // The wait for a later one may have been long. The last has just begun.
+            let last = asked.pop();
+            let mut kept = Vec::new();
+            for (name, token) in asked.into_iter().zip(&mut tokens) {
+                match token.take_if(|token| !token.is_fresh()) {
+                    Some(over) => {
+                        over.forgo();
+                        let not_now = NotNow::over_budget(&stage(&name), Instant::now());
+                        unsaved.not_now.push((name, not_now));
+                    }
+                    None => kept.push(name),
+                }
+            }
+            kept.extend(last);
+            let asked = kept;
             if !asked.is_empty() {
                 let failures = self.save_to(job, leaving, &asked, attempt);
                 unsaved.failures.extend(failures);

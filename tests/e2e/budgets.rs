@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, Ledger, PATIENCE, Redis, Request, chain, fresh, submit, wait_until,
+    Conserver, Daemon, Ledger, PATIENCE, Proxy, Redis, Request, chain, fresh, submit, wait_until,
 };
 
 /// A server that counts, and may take its time or say no.
@@ -422,8 +422,9 @@ struct Script<'a> {
     leases: &'static str,
 }
 
-/// In how many µs each token is due, in how many there is another, how many are left, and the time.
-type Tokens = (Vec<u64>, u64, u64, u64);
+/// In how many µs each token is due, in how many there is another, how many are left, the time, and in how many µs a slot
+/// is free.
+type Tokens = (Vec<u64>, u64, u64, u64, u64);
 
 const HASH: &str = "conserver:budget:link:it";
 
@@ -474,7 +475,7 @@ fn the_script_hands_out_what_the_bucket_holds_and_what_comes_in() {
     let redis = Redis::plain();
     let script = Script::new(&redis, "1", "10");
     // A new one has one token.
-    let (waits, due, left, _) = script.take("5");
+    let (waits, due, left, ..) = script.take("5");
     assert_eq!((waits, left), (vec![0], 0));
     assert!((900_000..=1_000_000).contains(&due), "{due}");
     assert_eq!(script.take("5").0, Vec::<u64>::new());
@@ -482,7 +483,7 @@ fn the_script_hands_out_what_the_bucket_holds_and_what_comes_in() {
     script.set("0", -3_000_000);
     assert_eq!(script.take("5").0.len(), 3);
     script.set("0", -86_400_000_000);
-    let (waits, due, left, _) = script.take("4");
+    let (waits, due, left, ..) = script.take("4");
     assert_eq!((waits.len(), due, left), (4, 0, 6));
     // A clock that was set back costs nothing and brings nothing.
     script.set("2", 600_000_000);
@@ -499,7 +500,7 @@ fn the_script_takes_back_what_was_not_used_and_leaves_a_server_alone() {
     let redis = Redis::plain();
     let script = Script::new(&redis, "0.01", "3");
     script.set("3", 0);
-    let (waits, _, _, at) = script.take("3");
+    let (waits, _, _, at, _) = script.take("3");
     assert_eq!(waits.len(), 3);
     assert_eq!(script.ask("3", "0", "2", at, &[]).0.len(), 2);
     // Not after its time, nor more than there is room for.
@@ -510,7 +511,7 @@ fn the_script_takes_back_what_was_not_used_and_leaves_a_server_alone() {
     let at = script.take("0").3;
     assert_eq!(script.ask("50", "0", "50", at, &[]).0.len(), 3);
     script.set("3", 0);
-    let (waits, due, left, _) = script.ask("3", "70000", "0", 0, &[]);
+    let (waits, due, left, ..) = script.ask("3", "70000", "0", 0, &[]);
     assert_eq!((waits.len(), left), (0, 0));
     assert!((69_000_000..=70_000_000).contains(&due), "{due}");
     // Another instance says less.
@@ -525,7 +526,7 @@ fn the_script_hands_out_brief_tokens_before_they_are_due_and_not_one_twice() {
     let mut script = Script::new(&redis, "0.1", "1.5");
     script.ahead = "25000000";
     // One is there, the others come each ten seconds, and the fourth is too far ahead.
-    let (waits, due, left, at) = script.take("9");
+    let (waits, due, left, at, _) = script.take("9");
     assert_eq!((waits.len(), waits[0], left), (3, 0, 0), "{waits:?}");
     assert!((9_900_000..=10_000_000).contains(&waits[1]), "{waits:?}");
     assert!((19_900_000..=20_000_000).contains(&waits[2]), "{waits:?}");
@@ -538,7 +539,7 @@ fn the_script_hands_out_brief_tokens_before_they_are_due_and_not_one_twice() {
     // If it was the last, nobody has had less for it.
     script.set("1", 0);
     script.ahead = "0";
-    let (waits, .., at) = script.take("1");
+    let (waits, _, _, at, _) = script.take("1");
     assert_eq!(waits.len(), 1);
     assert_eq!(script.ask("1", "0", "1", at, &[]).0.len(), 1);
 }
@@ -553,9 +554,9 @@ fn slots_are_leased_over_a_restart_of_redis_and_end_by_themselves() {
     assert_eq!(script.ask("9", "0", "0", 0, &["one:1"]).0.len(), 2);
     redis.kill9();
     redis.start();
-    let (waits, due, left, _) = script.take("9");
-    assert_eq!((waits.len(), left), (0, 0));
-    assert!((1_000_000..=60_000_000).contains(&due), "{due}");
+    let (waits, due, left, _, slot_due) = script.take("9");
+    assert_eq!((waits.len(), due, left), (0, 0, 0));
+    assert!((1_000_000..=60_000_000).contains(&slot_due), "{slot_due}");
     // As a lease that has run out.
     let past = ["ZADD", "conserver:budget-leases:link:it", "1", "one:2"];
     redis.ask::<i64>(&past);
@@ -640,4 +641,185 @@ chains: {main: {links: [one, two, three], ingress_lists: [in]}}
             checked.output()
         );
     }
+}
+
+/// The commands of lanes that look for work or tokens.
+fn looks(redis: &Redis) -> u64 {
+    redis.has_run("blpop") + redis.has_run("zremrangebyscore")
+}
+
+fn slots(redis: &Redis, link: &str) -> usize {
+    redis.ask(&["ZCARD", &format!("conserver:budget-leases:link:{link}")])
+}
+
+fn waits_for_its_budget(daemon: &Daemon) {
+    wait_until("the budget is waited for", PATIENCE, || {
+        daemon.status().unwrap_or_default()["waits"][0]["waits_for"] == "budget"
+    });
+}
+
+#[test]
+fn slots_that_are_free_again_are_used_at_once() {
+    let time = |limit: Option<Value>, lanes: usize| {
+        let (redis, server) = (Redis::plain(), Counting::ok(Duration::from_millis(5)));
+        let mut link = json!({"module": "links.webhook", "options": server.options()});
+        let is_limited = limit.is_some();
+        if let Some(limit) = limit {
+            link["limit"] = limit;
+        }
+        let config = chain(&[("hook", link)], &[]);
+        let samples = fresh(600);
+        submit(&redis, "default", &samples);
+        let daemon = daemon(&redis, &config, "here")
+            .workers(1)
+            .lanes(lanes)
+            .start();
+        wait_until("the server is asked", PATIENCE, || server.count() > 20);
+        let (begin, before) = (Instant::now(), server.count());
+        wait_until("all are through", PATIENCE, || {
+            server.count() == samples.len()
+        });
+        let rate = (samples.len() - before) as f64 / begin.elapsed().as_secs_f64();
+        assert!(!is_limited || server.seen(|seen| seen.most) <= 4);
+        daemon.stop();
+        rate
+    };
+    let free = time(None, 4);
+    let limited = time(Some(json!({"concurrency": 4})), 8);
+    eprintln!("{limited:.0}/s of {free:.0}/s");
+    assert!(limited >= 0.6 * free, "{limited:.0}/s of {free:.0}/s");
+}
+
+#[test]
+fn nobody_looks_for_a_token_whose_time_is_known_nor_keeps_a_slot_that_it_does_not_use() {
+    let (redis, server) = (Redis::plain(), Counting::ok(Duration::ZERO));
+    let mut config = chain(
+        &[
+            (
+                "slots",
+                server.link(json!({"account": "shared", "concurrency": 2})),
+            ),
+            (
+                "rare",
+                server.link(json!({"rate": "10/h", "concurrency": 1})),
+            ),
+        ],
+        &[],
+    );
+    config["links"]["also"] = server.link(json!({"account": "shared", "concurrency": 2}));
+    config["chains"]["main"]["links"] = json!(["slots", "rare"]);
+    config["chains"]["other"] = json!({
+        "links": ["also"], "ingress_lists": ["light"], "egress_lists": ["lit"],
+    });
+    submit(&redis, "default", &fresh(40));
+    let daemon = daemon(&redis, &config, "here").workers(2).lanes(4).start();
+    waits_for_its_budget(&daemon);
+    // The other chain has contended for the slots, too.
+    submit(&redis, "light", &fresh(60));
+    wait_until("the other chain goes on", PATIENCE, || {
+        redis.length("lit") == 60
+    });
+    nothing_is_claimed(&redis);
+    let leases = "conserver:budget-leases:account:shared";
+    wait_until("the slots are free", PATIENCE, || {
+        redis.ask::<usize>(&["ZCARD", leases]) == 0
+    });
+    let (begin, before) = (Instant::now(), looks(&redis));
+    wait_until("time passes", PATIENCE, || {
+        begin.elapsed() > Duration::from_secs(4)
+    });
+    let seen = looks(&redis) - before;
+    eprintln!("{seen} looks");
+    // Each lane looks for work every five seconds, and some have more to do at first.
+    assert!(seen < 40, "{seen}");
+    assert_eq!(redis.ask::<usize>(&["ZCARD", leases]), 0);
+    daemon.stop();
+}
+
+#[test]
+fn a_worker_that_ends_gives_its_slots_back() {
+    let (redis, server) = (Redis::plain(), Counting::ok(Duration::from_millis(40)));
+    let config = chain(&[("hook", server.link(json!({"concurrency": 3})))], &[]);
+    submit(&redis, "default", &fresh(300));
+    let daemon = daemon(&redis, &config, "here").workers(2).lanes(4).start();
+    wait_until("the server is asked", PATIENCE, || server.count() > 20);
+    assert!(slots(&redis, "hook") > 0);
+    daemon.stop();
+    assert_eq!(slots(&redis, "hook"), 0);
+    assert!(server.seen(|seen| seen.most) <= 3);
+}
+
+#[test]
+fn slots_are_given_back_although_replies_of_redis_are_lost() {
+    let redis = Redis::plain();
+    let proxy = Proxy::before(redis.port());
+    let server = Counting::ok(Duration::from_millis(20));
+    let config = chain(&[("hook", server.link(json!({"concurrency": 2})))], &[]);
+    submit(&redis, "default", &fresh(200));
+    let daemon = daemon(&redis, &config, "here")
+        .env("REDIS_URL", format!("redis://127.0.0.1:{}", proxy.port()))
+        .workers(1)
+        .lanes(4)
+        .start();
+    for _ in 0..6 {
+        let before = server.count();
+        wait_until("it goes on", PATIENCE, || server.count() > before + 5);
+        proxy.reset();
+    }
+    wait_until("all are through", Duration::from_secs(30), || {
+        redis.length("done") == 200
+    });
+    wait_until("the slots are free", PATIENCE, || {
+        slots(&redis, "hook") == 0
+    });
+    assert!(server.seen(|seen| seen.most) <= 2);
+    daemon.stop();
+}
+
+#[test]
+fn a_rate_without_a_burst_is_used_over_a_far_redis_too() {
+    let redis = Redis::plain();
+    let proxy = Proxy::before(redis.port());
+    proxy.delay(Duration::from_millis(13));
+    let server = Counting::ok(Duration::ZERO);
+    let config = chain(
+        &[("hook", server.link(json!({"rate": "5/s", "burst": 1})))],
+        &[],
+    );
+    submit(&redis, "default", &fresh(300));
+    let daemon = daemon(&redis, &config, "here")
+        .env("REDIS_URL", format!("redis://127.0.0.1:{}", proxy.port()))
+        .workers(1)
+        .lanes(2)
+        .start();
+    wait_until("the server is asked", PATIENCE, || server.count() > 0);
+    let begin = Instant::now();
+    wait_until("it goes on", Duration::from_secs(30), || {
+        server.count() > 30
+    });
+    assert!(
+        begin.elapsed() < Duration::from_secs(12),
+        "{:?}",
+        begin.elapsed()
+    );
+    keeps_to(&times(&server), 5.0, 1.0);
+    assert_eq!(daemon.count_in_log("a round trip to Redis takes"), 1);
+    daemon.stop();
+}
+
+#[test]
+fn no_lease_outlives_its_longest_call_though_the_clock_was_set_back() {
+    let redis = Redis::plain();
+    let mut script = Script::new(&redis, "0", "0");
+    script.slots = "2";
+    assert_eq!(script.take("1").0.len(), 1);
+    let (seconds, _): (i64, i64) = redis.ask(&["TIME"]);
+    let leases = "conserver:budget-leases:link:it";
+    let later = ((seconds + 86_400) * 1000).to_string();
+    redis.ask::<i64>(&["ZADD", leases, &later, "old"]);
+    // What tells only does not know how long leases are.
+    assert_eq!(script.take("0").1, 0);
+    let ends: f64 = redis.ask(&["ZSCORE", leases, "old"]);
+    let left = ends / 1000.0 - seconds as f64;
+    assert!((58.0..=62.0).contains(&left), "{left}");
 }

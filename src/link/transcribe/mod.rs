@@ -287,7 +287,7 @@ impl Transcribe {
         &self,
         source: Source,
         label: &Label,
-        context: &Context<'_>,
+        context: &mut Context<'_>,
     ) -> Result<Transcript, LinkError> {
         let vendor = self.vendor()?;
         let input = match source {

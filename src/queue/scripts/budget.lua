@@ -6,7 +6,7 @@
 --       it has not said), 9 how many tokens come back unused, 10 the time when these were handed out, 11 for how many ms a
 --       token may come back, 12 for how many µs a token may be handed out before it is due, then the names of leases to end.
 -- Returns {in how many µs each token that is handed out is due, µs until there is another, tokens and slots that are left,
--- the time in µs}.
+-- the time in µs, µs until the first lease of a slot runs out if none is free}.
 -- A token is worth a request that begins soon; so the bucket holds less than the burst, by what the server may get late.
 -- All times are this server's. A budget that is not there (new, or lost with this server's data) has one token: what was
 -- handed out before that is under way still. A clock that was set back costs no tokens and brings none.
@@ -15,7 +15,7 @@ local rate, room, slots, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber
 local ahead = tonumber(ARGV[12])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local due = 0
+local due, slot_due = 0, 0
 
 -- A full Redis refuses the first write of a script if it may take memory. This one takes none and changes nothing.
 redis.call('HDEL', KEYS[1], '')
@@ -23,7 +23,8 @@ for i = 13, #ARGV do redis.call('ZREM', KEYS[2], ARGV[i]) end
 
 -- `level` is what the bucket holds at the time `at`: now, or when the last token is due that was handed out; `last` is when
 -- that was, and how many with it.
-local kept = redis.call('HMGET', KEYS[1], 'level', 'at', 'not_before', 'last')
+-- `longest` is for how long a slot was leased at most.
+local kept = redis.call('HMGET', KEYS[1], 'level', 'at', 'not_before', 'last', 'longest')
 local level, at, not_before = tonumber(kept[1]), tonumber(kept[2]), tonumber(kept[3])
 if not level or not at then level, at = 1, now end
 if at > now + ahead then at = now end
@@ -54,11 +55,19 @@ end
 local free
 if slots > 0 then
   local ms = math.floor(now / 1000)
+  local longest = math.max(tonumber(kept[5]) or 0, wanted > 0 and tonumber(ARGV[5]) or 0)
+  if longest > 0 then
+    -- No lease lasts longer than it could when it began, even if the clock was set back since.
+    local ends = ('%.0f'):format(ms + longest)
+    local later = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ends, '+inf')
+    for _, lease in ipairs(later) do redis.call('ZADD', KEYS[2], ends, lease) end
+    redis.call('HSET', KEYS[1], 'longest', longest)
+  end
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ms)
   free = math.max(slots - redis.call('ZCARD', KEYS[2]), 0)
   if free < 1 then
     local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
-    due = math.max(due, (tonumber(first[2]) - ms) * 1000)
+    slot_due = (tonumber(first[2]) - ms) * 1000
   end
   most = math.min(most, free)
 end
@@ -95,4 +104,4 @@ elseif kept[3] then
   redis.call('HDEL', KEYS[1], 'not_before')
 end
 redis.call('EXPIRE', KEYS[1], ARGV[7])
-return {waits, math.ceil(due), left, ('%.0f'):format(now)}
+return {waits, math.ceil(due), left, ('%.0f'):format(now), slot_due}
