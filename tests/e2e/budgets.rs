@@ -659,38 +659,6 @@ fn waits_for_its_budget(daemon: &Daemon) {
 }
 
 #[test]
-fn slots_that_are_free_again_are_used_at_once() {
-    let time = |limit: Option<Value>, lanes: usize| {
-        let (redis, server) = (Redis::plain(), Counting::ok(Duration::from_millis(5)));
-        let mut link = json!({"module": "links.webhook", "options": server.options()});
-        let is_limited = limit.is_some();
-        if let Some(limit) = limit {
-            link["limit"] = limit;
-        }
-        let config = chain(&[("hook", link)], &[]);
-        let samples = fresh(600);
-        submit(&redis, "default", &samples);
-        let daemon = daemon(&redis, &config, "here")
-            .workers(1)
-            .lanes(lanes)
-            .start();
-        wait_until("the server is asked", PATIENCE, || server.count() > 20);
-        let (begin, before) = (Instant::now(), server.count());
-        wait_until("all are through", PATIENCE, || {
-            server.count() == samples.len()
-        });
-        let rate = (samples.len() - before) as f64 / begin.elapsed().as_secs_f64();
-        assert!(!is_limited || server.seen(|seen| seen.most) <= 4);
-        daemon.stop();
-        rate
-    };
-    let free = time(None, 4);
-    let limited = time(Some(json!({"concurrency": 4})), 8);
-    eprintln!("{limited:.0}/s of {free:.0}/s");
-    assert!(limited >= 0.6 * free, "{limited:.0}/s of {free:.0}/s");
-}
-
-#[test]
 fn nobody_looks_for_a_token_whose_time_is_known_nor_keeps_a_slot_that_it_does_not_use() {
     let (redis, server) = (Redis::plain(), Counting::ok(Duration::ZERO));
     let mut config = chain(
