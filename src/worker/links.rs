@@ -118,7 +118,6 @@ impl Pipeline<'_, '_, '_> {
             trace.begin_link(job.id().as_str(), name, job.progress.links_done());
         }
         let mut attempts = Attempts::new(settings);
-        let mut refused = Vec::new();
         let budget = self.modules.budget_of(&stage);
         let counts_requests = self.modules.counts_requests(name);
         loop {
@@ -132,6 +131,7 @@ impl Pipeline<'_, '_, '_> {
                 false => self.token_for(&stage)?,
             };
             let start = Instant::now();
+            let refused = job.progress.take_parts();
             let vcon = job.open_vcon()?;
             let unknown = Cell::new(None);
             let (shared, hand) = (self.shared, &self.hand);
@@ -142,7 +142,7 @@ impl Pipeline<'_, '_, '_> {
                 context = context.with_budget(&permits);
             }
             context.critical = settings.critical;
-            context.refused = mem::take(&mut refused);
+            context.refused = refused;
             let modules = &mut *self.modules;
             let ran = self.clock.timed(
                 |deadline| {
@@ -152,10 +152,15 @@ impl Pipeline<'_, '_, '_> {
                 |ran| matches!(ran, Err(LinkError::Failed(failure)) if failure.is_transient()),
             );
             let (expire, routes, left_alone) = (context.expire, context.routes, context.left_alone);
-            refused = context.refused;
+            let refused = context.refused;
             let took = start.elapsed();
             meter.observe(took);
             in_chain.observe(took);
+            // Whatever ends the claim before the link is done, the next one does not ask about these again. But a
+            // link that has failed because of them is to try them again.
+            if !matches!(&ran, Err(LinkError::Failed(failure)) if failure.kind.is_final()) {
+                job.progress.note_parts(refused);
+            }
             match &ran {
                 Ok(Next::Again) => {}
                 Ok(Next::Halt) => meter.count(Event::Halted),
@@ -167,7 +172,7 @@ impl Pipeline<'_, '_, '_> {
             }
             match ran {
                 Ok(Next::Again) => {
-                    let id = vcon.id().clone();
+                    let id = job.id().clone();
                     job.progress.note_requests(&id, expire, routes);
                     self.note_success(&stage);
                     if let Some(extensions) = left_alone {
@@ -177,7 +182,7 @@ impl Pipeline<'_, '_, '_> {
                     attempts = Attempts::new(settings);
                 }
                 Ok(next) => {
-                    let id = vcon.id().clone();
+                    let id = job.id().clone();
                     job.progress.note_requests(&id, expire, routes);
                     self.note_success(&stage);
                     if let Some(extensions) = left_alone {

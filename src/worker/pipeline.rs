@@ -420,6 +420,8 @@ impl Pipeline<'_, '_, '_> {
         job.content = Content::Open(vcon);
         // The storages have the former version.
         job.progress.forget_storages();
+        // The same number may be that of another part by now.
+        job.progress.forget_parts();
     }
 
     /// Writes to Redis what the links have done so far: for a link that reads it there, or for the next claim.

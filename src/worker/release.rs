@@ -489,6 +489,10 @@ impl Pipeline<'_, '_, '_> {
         failure: &ChainFailure,
         start: Instant,
     ) -> Result<Released, ClaimLeft> {
+        // Whoever retries it wants everything tried again.
+        if let Some(job) = job {
+            job.progress.forget_parts();
+        }
         let name = self.shared.name.clone();
         let reason = Reason {
             stage: &failure.stage,
