@@ -199,6 +199,13 @@ impl BackendHealth {
         culprit
     }
 
+    /// Whether the stage has refused or denied the vCon, and has taken others since.
+    pub fn is_known(&self, stage: &Stage, id: &VconId) -> bool {
+        let stages = self.lock();
+        let record = stages.get(stage);
+        record.is_some_and(|record| record.refusals.known.contains(id))
+    }
+
     /// A vCon that the stage has refused is a dead letter.
     pub fn note_letter(&self, stage: &Stage, id: &VconId, letter: DeadLetterAt) {
         let mut stages = self.lock();
@@ -305,6 +312,8 @@ impl Pipeline<'_, '_, '_> {
             return failure;
         }
         let health = &self.shared.health;
+        // Lanes that had begun before may get through after a denial: that alone is no proof.
+        self.is_last_if_denied |= health.is_known(stage, id);
         match health.judge_refusal(stage, id, &failure.message, false) {
             AtFault::Backend { .. } => {
                 self.recall_dead_letters(stage);

@@ -343,7 +343,7 @@ impl Lane {
             chain,
             claim,
             is_backlog,
-            is_trial,
+            is_last_if_denied: is_trial,
             hand: Hand::new(hand),
             start: Instant::now(),
             is_begun: false,

@@ -52,8 +52,9 @@ pub(super) struct Pipeline<'a, 'scope, 'env> {
     pub claim: &'a Claim,
     /// Whether the claim comes from the queue of a storage that defers.
     pub is_backlog: bool,
-    /// Whether it is claimed to find out whether a stage works again.
-    pub is_trial: bool,
+    /// Whether the vCon goes to the end of its list if a stage denies it: in a trial, or if others have got through
+    /// there since it was denied before.
+    pub is_last_if_denied: bool,
     /// The tokens with which it was claimed.
     pub hand: Hand,
     /// When it was claimed.

@@ -3,7 +3,8 @@
 //! ```text
 //! interrupted by a drain ─────────────► head of its list
 //! not now ─┬──────────────────────────► head of its list, and its chain waits (circuit_breaker)
-//!          └─ denied in a trial ──────► end of its list: another vCon is tried next
+//!          └─ denied in a trial ──────► end of its list: another vCon is tried next (also if others got through
+//!                                       since it was denied before)
 //! unavailable ─┬─ the probe fails ────► head of its list, and its chain is on hold
 //!              └─ the probe succeeds ─► end of its list; after too many rounds a dead letter
 //! failed ─────────────────────────────► dead letter; back to the end of its list if others are
@@ -250,7 +251,11 @@ impl Pipeline<'_, '_, '_> {
                 // First, so that no lane claims it again at once.
                 stages.iter().for_each(|it| self.wait_for(it));
                 let denied = |it: &&NotNow| matches!(it.until, Until::Mended(_));
-                match stages.iter().find(denied).filter(|_| self.is_trial) {
+                match stages
+                    .iter()
+                    .find(denied)
+                    .filter(|_| self.is_last_if_denied)
+                {
                     Some(denied) => self.postpone_denied(&mut job, denied),
                     None if self.is_begun => self.requeue_quietly(&mut job, &[Event::Returned]),
                     None => self.requeue_quietly(&mut job, &[]),

@@ -389,7 +389,7 @@ fn what_denies_access_holds_its_chain_and_goes_on_with_a_right_key() {
 
 #[test]
 fn a_vcon_that_is_denied_while_others_are_taken_is_a_dead_letter_and_holds_up_nobody() {
-    for module in ["link", "storage"] {
+    for (module, lanes) in [("link", 1), ("storage", 1), ("link", 4)] {
         let redis = Redis::plain();
         let samples = fresh(20);
         let denied = samples[2].id.clone();
@@ -405,7 +405,10 @@ fn a_vcon_that_is_denied_while_others_are_taken_is_a_dead_letter_and_holds_up_no
             _ => chain(&[], &[("hook", server.storage())]),
         };
         submit(&redis, "default", &samples);
-        let daemon = daemon(&redis, &config, "here").workers(1).lanes(1).start();
+        let daemon = daemon(&redis, &config, "here")
+            .workers(1)
+            .lanes(lanes)
+            .start();
         wait_until("the others are done", PATIENCE, || {
             redis.length("done") == 19
         });
