@@ -294,8 +294,14 @@ impl CircuitBreakers {
         let Ok(snapshot) = Snapshot::without_figures(self.slot.board_path()) else {
             return;
         };
+        self.follow_reasons(&snapshot.reasons, config);
+        self.followed.store(noted, Ordering::Release);
+    }
+
+    /// Follows what workers show, each with its slot.
+    fn follow_reasons(&self, reasons: &[(usize, UnavailableStage)], config: &Arc<Config>) {
         let now = sys::monotonic_ms();
-        for (number, reason) in &snapshot.reasons {
+        for (number, reason) in reasons {
             let is_others = *number != self.slot.number();
             if !is_others || reason.reason != HoldReason::ServerWait {
                 continue;
@@ -317,7 +323,6 @@ impl CircuitBreakers {
                 self.note_wait(&stage, config, &reason.error, until);
             }
         }
-        self.followed.store(noted, Ordering::Release);
     }
 
     /// Closes what has waited for long enough. Returns whether there was anything.
@@ -828,16 +833,16 @@ pub(super) mod tests {
         let place = worker.board.slot(1).place;
         worker.board.show_child(2, place);
         let slot = Slot::attach(worker.board.id(), 2, 1).unwrap();
-        let other = CircuitBreakers::new(slot.clone(), Duration::from_secs(1));
+        let other = CircuitBreakers::new(slot, Duration::from_secs(1));
         // The other worker does not follow the new configuration yet, in which one storage less comes first.
         let former =
             "storages: {z: {module: storage.webhook, options: {webhook-urls: ['http://h']}}, ";
         let former = parse(&CONFIG.replacen("storages: {", former, 1));
         let late = Instant::now() + Duration::from_secs(600);
         assert!(other.note_wait(&storage("a"), &former, "429", late));
-        slot.note_wait();
+        let shown = Snapshot::take_own(&worker.board.id().path).unwrap();
         let (breakers, config) = (&worker.shared.breakers, worker.config());
-        breakers.follow_waits(&config);
+        breakers.follow_reasons(&shown.reasons, &config);
         assert!(breakers.wait_of(&storage("a"), &config).is_some());
         assert!(breakers.wait_of(&storage("b"), &config).is_none());
     }
