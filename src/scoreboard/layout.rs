@@ -25,7 +25,7 @@ use super::histogram::BUCKETS;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 15;
+pub const VERSION: u64 = 16;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -165,7 +165,9 @@ pub mod reason {
     pub const LENGTH: usize = 5;
     /// What kind of reason it is.
     pub const WHY: usize = 6;
-    pub const TEXT: usize = 7;
+    /// The mark of the stage's name.
+    pub const NAME: usize = 7;
+    pub const TEXT: usize = 8;
 }
 
 /// The fewest and the most reasons in a slot.

@@ -32,7 +32,7 @@ pub use layout::{
     ChildState, DaemonPhase, HoldReason, LaneState, LaneStep, MOST_SERIES, ReloadState,
     RestartCause, SLOTS, Shape, StageKind, WorkerState,
 };
-pub use reasons::UnavailableStage;
+pub use reasons::{UnavailableStage, name_mark};
 pub use slot::{LaneCell, Outcome, Slot, SlotMeters};
 pub use snapshot::{
     BoardHeader, ChildView, LaneView, SlotView, Snapshot, StagesView, WorkerView, is_silent,
@@ -562,6 +562,7 @@ mod tests {
         UnavailableStage {
             kind,
             position,
+            name: 0,
             since: 3,
             error: format!("error {position}"),
             seen: 4,

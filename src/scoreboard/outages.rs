@@ -249,7 +249,7 @@ impl Slot {
 }
 
 /// The hash of a text (FNV-1a), which is never 0.
-fn key(what: fmt::Arguments<'_>) -> u64 {
+pub(super) fn key(what: fmt::Arguments<'_>) -> u64 {
     struct Hash(u64);
     impl fmt::Write for Hash {
         fn write_str(&mut self, text: &str) -> fmt::Result {

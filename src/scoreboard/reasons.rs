@@ -27,8 +27,10 @@ const REST: &str = "…";
 pub struct UnavailableStage {
     /// What it is.
     pub kind: StageKind,
-    /// Its position among those of its kind in the configuration.
+    /// Its position among those of its kind in the configuration of this process.
     pub position: usize,
+    /// The mark of its name, by which a process with another configuration knows it; 0 if none is to.
+    pub name: u64,
     /// Since when this process has found it unavailable.
     pub since: u64,
     /// The last error.
@@ -52,6 +54,7 @@ impl UnavailableStage {
         words[reason::NEXT_TRY] = self.next_try.unwrap_or(0);
         words[reason::LENGTH] = error.len() as u64;
         words[reason::WHY] = self.reason as u64;
+        words[reason::NAME] = self.name;
         let text = words[reason::TEXT..].iter_mut();
         for (word, bytes) in text.zip(error.as_bytes().chunks(WORD)) {
             let mut padded = [0; WORD];
@@ -79,8 +82,14 @@ impl UnavailableStage {
             seen: words[reason::SEEN],
             next_try: Some(words[reason::NEXT_TRY]).filter(|time| *time > 0),
             reason: layout::state(HoldReason::ALL, words[reason::WHY])?,
+            name: words[reason::NAME],
         })
     }
+}
+
+/// The mark of a stage's name: never 0.
+pub fn name_mark(name: &str) -> u64 {
+    super::outages::key(format_args!("{name}"))
 }
 
 /// A checksum over all other words of a reason.
@@ -147,6 +156,7 @@ impl Slot {
         let reason = error.map(|error| UnavailableStage {
             kind: StageKind::Redis,
             position: 0,
+            name: 0,
             since: self.word(worker::REDIS_AWAY).load(Ordering::Relaxed),
             error: error.to_owned(),
             seen: sys::monotonic_ms(),
@@ -206,6 +216,7 @@ mod tests {
         UnavailableStage {
             kind: StageKind::Storage,
             position: 3,
+            name: name_mark("s"),
             since: 5,
             error: error.to_owned(),
             seen: 7,

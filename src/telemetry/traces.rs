@@ -114,10 +114,12 @@ impl Tracing {
         }))
     }
 
-    /// Begins the trace of a vCon. `entry` is its UUID, and `producer` the context that came with it, if any.
-    pub fn begin(&self, entry: &str, chain: &str, producer: &[u8]) -> VconTrace {
+    /// Begins the trace of a vCon that was claimed at `started`. `entry` is its UUID, and `producer` the context that
+    /// came with it, if any.
+    pub fn begin(&self, entry: &str, chain: &str, producer: &[u8], started: Instant) -> VconTrace {
         let links = producer_context(producer).map(Link::with_context);
         let builder = SpanBuilder::from_name(format!("vcon_processing.{chain}"))
+            .with_start_time(time_of(started))
             .with_links(links.into_iter().collect())
             .with_attributes([
                 KeyValue::new("vcon_id", entry.to_owned()),
@@ -125,7 +127,11 @@ impl Tracing {
                 KeyValue::new("vcon.uuid", entry.to_owned()),
             ]);
         let root = self.tracer.build_with_context(builder, &Context::new());
-        let stored = stored_context(root.span_context());
+        let stored = match root.is_recording() {
+            true => stored_context(root.span_context()).into_bytes(),
+            // Nobody sends this one: what comes after goes on from the one before.
+            false => producer.to_vec(),
+        };
         VconTrace {
             tracer: self.tracer.clone(),
             chain: chain.to_owned(),
@@ -156,27 +162,30 @@ pub struct VconTrace {
     chain: String,
     /// The span of the whole, as the parent of the others.
     root: Context,
-    /// Its context, as it is stored in Redis.
-    stored: String,
+    /// The context that goes with the vCon, as it is stored in Redis: its own, or that of the producer if this
+    /// trace is not sent. Empty if there is none.
+    stored: Vec<u8>,
     link: Option<SdkSpan>,
     /// The storages that have been tried and do not have the vCon yet.
     storages: Vec<(String, SdkSpan)>,
 }
 
 impl VconTrace {
-    /// The context of this trace, as the JSON that goes with a vCon to another list.
-    pub fn context(&self) -> &[u8] {
-        self.stored.as_bytes()
+    /// The context that goes with a vCon to another list, as JSON.
+    pub fn context(&self) -> Option<&[u8]> {
+        (!self.stored.is_empty()).then_some(&*self.stored)
     }
 
-    /// A link begins, the `index`th of its chain.
-    pub fn begin_link(&mut self, vcon: &str, name: &str, index: usize) {
-        let builder = SpanBuilder::from_name(format!("link.{name}")).with_attributes([
-            KeyValue::new("vcon_id", vcon.to_owned()),
-            KeyValue::new("link_name", name.to_owned()),
-            KeyValue::new("link_index", i64::try_from(index).unwrap_or(i64::MAX)),
-            KeyValue::new("chain_name", self.chain.clone()),
-        ]);
+    /// A link has begun at `started`, the `index`th of its chain.
+    pub fn begin_link(&mut self, vcon: &str, name: &str, index: usize, started: Instant) {
+        let builder = SpanBuilder::from_name(format!("link.{name}"))
+            .with_start_time(time_of(started))
+            .with_attributes([
+                KeyValue::new("vcon_id", vcon.to_owned()),
+                KeyValue::new("link_name", name.to_owned()),
+                KeyValue::new("link_index", i64::try_from(index).unwrap_or(i64::MAX)),
+                KeyValue::new("chain_name", self.chain.clone()),
+            ]);
         self.link = Some(self.tracer.build_with_context(builder, &self.root));
     }
 
@@ -207,8 +216,7 @@ impl VconTrace {
         result: &Result<(), Failure>,
         attempt: u32,
     ) {
-        let began = SystemTime::now().checked_sub(started.elapsed());
-        let began = began.unwrap_or(SystemTime::UNIX_EPOCH);
+        let began = time_of(started);
         let ended = began + took;
         let place = self.storages.iter().position(|(tried, _)| tried == name);
         let mut span = match place {
@@ -266,6 +274,11 @@ impl VconTrace {
             span.end();
         }
     }
+}
+
+fn time_of(instant: Instant) -> SystemTime {
+    let time = SystemTime::now().checked_sub(instant.elapsed());
+    time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 fn exception(kind: FailureKind, message: &str, attempt: Option<u32>) -> Vec<KeyValue> {

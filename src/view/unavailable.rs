@@ -435,6 +435,7 @@ chains:
         UnavailableStage {
             kind,
             position,
+            name: 0,
             since: 1_000,
             error: "connection refused".to_owned(),
             seen: 1_000,

@@ -14,6 +14,10 @@
 //! the backend takes a vCon ──► all streaks end; a vCon that is refused again is bad
 //! ```
 //!
+//! A server that denies this deployment access whatever the vCon is taken at its word, and its vCons wait. But if
+//! one was denied in a trial, another got through after that, and the first is denied again, then that is a
+//! refusal like the others here. All that are denied count in its streak.
+//!
 //! So a bad vCon goes to the dead letters at once, a backend that refuses everything costs none, and bad
 //! vCons that come together hold up the others until the first good one is tried.
 
@@ -195,6 +199,13 @@ impl BackendHealth {
         culprit
     }
 
+    /// Whether the stage has refused or denied the vCon, and has taken others since.
+    pub fn is_known(&self, stage: &Stage, id: &VconId) -> bool {
+        let stages = self.lock();
+        let record = stages.get(stage);
+        record.is_some_and(|record| record.refusals.known.contains(id))
+    }
+
     /// A vCon that the stage has refused is a dead letter.
     pub fn note_letter(&self, stage: &Stage, id: &VconId, letter: DeadLetterAt) {
         let mut stages = self.lock();
@@ -294,15 +305,46 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
+    /// What a denial means for this vCon: if the stage has denied it in a trial and has taken another one since, it is
+    /// a refusal of the vCon, unless the stage denies others alike again.
+    pub(super) fn judge_denial(&mut self, stage: &Stage, id: &VconId, failure: Failure) -> Failure {
+        if failure.kind != FailureKind::Denied {
+            return failure;
+        }
+        let health = &self.shared.health;
+        // Lanes that had begun before may get through after a denial: that alone is no proof.
+        self.is_last_if_denied |= health.is_known(stage, id);
+        match health.judge_refusal(stage, id, &failure.message, false) {
+            AtFault::Backend { .. } => {
+                self.recall_dead_letters(stage);
+                failure
+            }
+            AtFault::VCon if self.was_denied(stage) => Failure::refused(failure.message),
+            AtFault::VCon => failure,
+        }
+    }
+
+    /// Whether some worker has postponed the vCon because the stage denied it in a trial, and the stage has taken a
+    /// vCon of this worker since.
+    fn was_denied(&mut self, stage: &Stage) -> bool {
+        // A dead letter that was recalled counts as refused.
+        self.was_postponed(stage, &denied_by(&stage.to_string())) || self.was_refused(stage)
+    }
+
     /// Whether some worker has postponed the vCon because the stage refused it like others, and the stage has
     /// taken a vCon of this worker since.
     fn was_refused(&mut self, stage: &Stage) -> bool {
+        self.was_postponed(stage, &refused_by(&stage.to_string()))
+    }
+
+    /// Whether some worker has postponed the vCon with this note, and the stage has taken a vCon of this worker
+    /// since.
+    fn was_postponed(&mut self, stage: &Stage, noted: &str) -> bool {
         let health = &self.shared.health;
         let Some(worked) = health.since_success(std::slice::from_ref(stage)) else {
             return false;
         };
-        let noted = refused_by(&stage.to_string());
-        match self.queue.postponed(&self.claim.entry, &noted) {
+        match self.queue.postponed(&self.claim.entry, noted) {
             Ok(postponed) => postponed.is_some_and(|postponed| worked < postponed),
             Err(error) => {
                 log::debug!(
@@ -364,6 +406,11 @@ impl Pipeline<'_, '_, '_> {
 /// The note on a vCon that is postponed because a stage refuses every vCon.
 pub(super) fn refused_by(stage: &str) -> String {
     format!("refused by {stage}")
+}
+
+/// The note on a vCon that is postponed because a stage has denied it in a trial.
+pub(super) fn denied_by(stage: &str) -> String {
+    format!("denied by {stage}")
 }
 
 /// Whose fault a refusal is.

@@ -20,7 +20,8 @@
 //! ```
 //!
 //! What is unavailable or failing is at fault, and what denies has to be mended by somebody; what waits, for a
-//! server or a budget, works as it should. None of these is the fault of a vCon.
+//! server or a budget, works as it should. None of these is the fault of a vCon; but one that is denied while
+//! another gets through is judged like one that is refused (`backend_health`).
 //!
 //! A new configuration forgets what failed or was denied in the former one. A wait for an entry that has not
 //! changed goes on.
@@ -38,7 +39,7 @@ use super::modules::Stage;
 use crate::backoff::Backoff;
 use crate::config::{Chain, Config, ListName, OnOutage};
 use crate::queue::storage_letters_list;
-use crate::scoreboard::{HoldReason, Slot, Snapshot, StageKind, UnavailableStage};
+use crate::scoreboard::{HoldReason, Slot, Snapshot, StageKind, UnavailableStage, name_mark};
 use crate::sys;
 
 /// After this many different vCons in a row, a reachable backend counts as failing.
@@ -172,9 +173,14 @@ impl Breaker {
         };
         let wait = self.next.saturating_duration_since(Instant::now());
         let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let name = match &self.stage {
+            Stage::Link(name) | Stage::Storage(name) => name_mark(name),
+            Stage::Tracer(_) | Stage::Hook(_) | Stage::List(_) => 0,
+        };
         Some(UnavailableStage {
             kind,
             position,
+            name,
             since: self.since,
             error: self.error.clone(),
             seen: self.seen,
@@ -288,21 +294,25 @@ impl CircuitBreakers {
         let Ok(snapshot) = Snapshot::without_figures(self.slot.board_path()) else {
             return;
         };
+        self.follow_reasons(&snapshot.reasons, config);
+        self.followed.store(noted, Ordering::Release);
+    }
+
+    /// Follows what workers show, each with its slot.
+    fn follow_reasons(&self, reasons: &[(usize, UnavailableStage)], config: &Arc<Config>) {
         let now = sys::monotonic_ms();
-        for (number, reason) in &snapshot.reasons {
+        for (number, reason) in reasons {
             let is_others = *number != self.slot.number();
             if !is_others || reason.reason != HoldReason::ServerWait {
                 continue;
             }
-            let name = match reason.kind {
-                StageKind::Link => config.links.get_index(reason.position),
-                _ => None,
-            };
-            let stage = match (name, reason.kind) {
-                (Some((name, _)), _) => Some(Stage::Link(name.clone())),
-                (None, StageKind::Storage | StageKind::DeferringStorage) => {
-                    let storage = config.storages.get_index(reason.position);
-                    storage.map(|(name, _)| Stage::Storage(name.clone()))
+            // By its name: the other worker may follow a configuration with other positions.
+            let is_it = |name: &&String| name_mark(name) == reason.name;
+            let stage = match reason.kind {
+                StageKind::Link => config.links.keys().find(is_it).cloned().map(Stage::Link),
+                StageKind::Storage | StageKind::DeferringStorage => {
+                    let name = config.storages.keys().find(is_it);
+                    name.cloned().map(Stage::Storage)
                 }
                 _ => None,
             };
@@ -313,7 +323,6 @@ impl CircuitBreakers {
                 self.note_wait(&stage, config, &reason.error, until);
             }
         }
-        self.followed.store(noted, Ordering::Release);
     }
 
     /// Closes what has waited for long enough. Returns whether there was anything.
@@ -815,6 +824,27 @@ pub(super) mod tests {
             assert_eq!(lists(&worker), open, "{changed}");
             breakers.close(&storage("a"), &config);
         }
+    }
+
+    #[test]
+    fn what_another_worker_was_asked_to_leave_alone_is_known_by_its_name() {
+        let mut worker = worker();
+        worker.board.prepare(2).unwrap();
+        let place = worker.board.slot(1).place;
+        worker.board.show_child(2, place);
+        let slot = Slot::attach(worker.board.id(), 2, 1).unwrap();
+        let other = CircuitBreakers::new(slot, Duration::from_secs(1));
+        // The other worker does not follow the new configuration yet, in which one storage less comes first.
+        let former =
+            "storages: {z: {module: storage.webhook, options: {webhook-urls: ['http://h']}}, ";
+        let former = parse(&CONFIG.replacen("storages: {", former, 1));
+        let late = Instant::now() + Duration::from_secs(600);
+        assert!(other.note_wait(&storage("a"), &former, "429", late));
+        let shown = Snapshot::take_own(&worker.board.id().path).unwrap();
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        breakers.follow_reasons(&shown.reasons, &config);
+        assert!(breakers.wait_of(&storage("a"), &config).is_some());
+        assert!(breakers.wait_of(&storage("b"), &config).is_none());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::release::Ending;
 use crate::config::{Chain, ListName};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::queue::{self, Announcement, Document, DocumentFormat};
 use crate::spelling::counted;
 use crate::vcon::{self, JsonBodies, Leaving, Vcon, VconId, Version};
@@ -19,6 +19,13 @@ use crate::vcon::{self, JsonBodies, Leaving, Vcon, VconId, Version};
 /// Of a longer document the server may compare only the length, so a digest is kept with the progress. (It
 /// measures a RedisJSON document by its memory, which is a few times its text.)
 const LONG: usize = 256 << 10;
+
+/// The most parts of a vCon that are kept as refused by a link; it is asked about others again.
+const MOST_PARTS: usize = 1000;
+
+/// The most bytes that the messages of all these have together, and that one of them has.
+const PARTS_TEXT: usize = 64 << 10;
+const PART_TEXT: usize = 1000;
 
 /// A vCon in work.
 pub(super) struct Job {
@@ -195,6 +202,8 @@ pub(super) struct ChainProgress {
     /// Whether hook and tracers are still to be told of its beginning, or of the last link.
     is_untold: bool,
     links: usize,
+    /// What the link that comes next has found to be refused for good, in runs that have done a part of its step.
+    refused_parts: Vec<(usize, Failure)>,
     is_halted: bool,
     expire: Option<u64>,
     routes: Vec<Announcement>,
@@ -213,6 +222,15 @@ struct StorageRefusal {
     attempts: u32,
 }
 
+/// A part of the vCon, a dialog mostly, for which a link has failed for good.
+#[derive(Serialize, Deserialize)]
+struct RefusedPart {
+    index: usize,
+    /// Whether it is [`FailureKind::Refused`], else [`FailureKind::Permanent`].
+    is_in_doubt: bool,
+    error: String,
+}
+
 /// The progress as Redis keeps it.
 #[derive(Serialize, Deserialize)]
 struct KeptProgress {
@@ -225,6 +243,8 @@ struct KeptProgress {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     is_untold: bool,
     links_done: usize,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    refused_parts: Vec<RefusedPart>,
     is_halted: bool,
     expire: Option<u64>,
     /// Lists, and the vCons that links want announced there.
@@ -237,6 +257,16 @@ struct KeptProgress {
     document: Option<String>,
 }
 
+impl From<RefusedPart> for (usize, Failure) {
+    fn from(part: RefusedPart) -> Self {
+        let kind = match part.is_in_doubt {
+            true => FailureKind::Refused,
+            false => FailureKind::Permanent,
+        };
+        (part.index, Failure::new(kind, part.error))
+    }
+}
+
 impl ChainProgress {
     /// Nothing has been done for this vCon.
     pub fn none(id: VconId) -> Self {
@@ -245,6 +275,7 @@ impl ChainProgress {
             is_announced: false,
             is_untold: false,
             links: 0,
+            refused_parts: Vec::new(),
             is_halted: false,
             expire: None,
             routes: Vec::new(),
@@ -278,6 +309,7 @@ impl ChainProgress {
             is_announced: record.is_announced,
             is_untold: record.is_untold,
             links: record.links_done,
+            refused_parts: record.refused_parts.into_iter().map(Into::into).collect(),
             is_halted: record.is_halted,
             expire: record.expire,
             routes: record
@@ -292,6 +324,8 @@ impl ChainProgress {
         };
         if changed.is_some() {
             progress.document = None;
+            // The same number may be that of another part by now.
+            progress.forget_parts();
         }
         if changed.is_some() || contested.is_some() {
             progress.forget_storages();
@@ -314,6 +348,7 @@ impl ChainProgress {
             is_announced: self.is_announced,
             is_untold: self.is_untold,
             links_done: self.links,
+            refused_parts: self.kept_parts(),
             is_halted: self.is_halted,
             expire: self.expire,
             routes: self.routes.iter().map(route).collect(),
@@ -343,9 +378,10 @@ impl ChainProgress {
         &self.id
     }
 
-    /// Whether a link has run, a storage was given the vCon, or the hook was asked about it.
+    /// Whether a link has run or has done a part of its step, a storage was given the vCon, or the hook was asked
+    /// about it.
     pub fn is_begun(&self) -> bool {
-        self.links > 0 || self.is_announced || self.is_stored()
+        self.links > 0 || !self.refused_parts.is_empty() || self.is_announced || self.is_stored()
     }
 
     /// The hook has been asked, or there is none; tracers are still to be told.
@@ -371,6 +407,38 @@ impl ChainProgress {
     /// One more link has run.
     pub fn note_link(&mut self) {
         self.links += 1;
+        self.forget_parts();
+    }
+
+    /// Takes what the link that runs next has found to be refused, for that run.
+    pub fn take_parts(&mut self) -> Vec<(usize, Failure)> {
+        std::mem::take(&mut self.refused_parts)
+    }
+
+    /// What a link has found to be refused by now, if it has not done its step yet.
+    pub fn note_parts(&mut self, refused: Vec<(usize, Failure)>) {
+        self.refused_parts = refused;
+    }
+
+    /// What was refused is to be tried again, or belongs to another document.
+    pub fn forget_parts(&mut self) {
+        self.refused_parts.clear();
+    }
+
+    /// What Redis keeps of it.
+    fn kept_parts(&self) -> Vec<RefusedPart> {
+        let parts = self.refused_parts.iter().take(MOST_PARTS);
+        let longest = PART_TEXT.min(PARTS_TEXT / parts.len().max(1));
+        parts
+            .map(|(index, failure)| {
+                let text = &failure.message;
+                RefusedPart {
+                    index: *index,
+                    is_in_doubt: failure.kind != FailureKind::Permanent,
+                    error: text[..text.floor_char_boundary(longest)].to_owned(),
+                }
+            })
+            .collect()
     }
 
     /// A link has ended the chain: no storage, no egress.
@@ -386,6 +454,7 @@ impl ChainProgress {
     /// The chain goes on with another vCon.
     pub fn note_switch(&mut self, id: VconId) {
         self.id = id;
+        self.forget_parts();
     }
 
     /// What a link wants done at the finish: a time to live, and announcements on more lists.
@@ -588,6 +657,48 @@ mod tests {
         let void = queue::ProgressRecord::void(VconId::random());
         for text in ["rubbish", &void.text] {
             assert_eq!(ChainProgress::read(text.as_bytes(), &main), None);
+        }
+    }
+
+    fn kept(progress: &ChainProgress, mark: &str) -> ChainProgress {
+        let main = chain("a, b", "s, t");
+        let kept = progress.record(&main, None).unwrap().text;
+        ChainProgress::read(format!("{mark}{kept}").as_bytes(), &main).unwrap()
+    }
+
+    #[test]
+    fn what_a_link_has_found_refused_is_kept_until_it_is_done_or_the_document_is_another_one() {
+        let parts = vec![
+            (0, Failure::refused("content_filter")),
+            (7, Failure::permanent("no audio")),
+        ];
+        let mut progress = ChainProgress::none(VconId::random());
+        progress.note_parts(parts.clone());
+        assert!(progress.is_begun());
+        assert_eq!(kept(&progress, "").take_parts(), parts);
+        assert_eq!(kept(&progress, "~").take_parts(), []);
+        let ends: [fn(&mut ChainProgress); 3] = [
+            |it| it.note_link(),
+            |it| it.note_switch(OTHER.parse().unwrap()),
+            |it| it.forget_parts(),
+        ];
+        for end in ends {
+            progress.note_parts(parts.clone());
+            end(&mut progress);
+            assert_eq!(progress.take_parts(), []);
+        }
+    }
+
+    #[test]
+    fn what_is_kept_of_refused_parts_is_not_much_however_many_there_are() {
+        let mut progress = ChainProgress::none(VconId::random());
+        let parts = |count: usize| (0..count).map(|it| (it, Failure::refused("ä".repeat(5000))));
+        for (count, most) in [(1, PART_TEXT), (1000, 65), (3000, 65)] {
+            progress.note_parts(parts(count).collect());
+            let read = kept(&progress, "").take_parts();
+            assert_eq!(read.len(), count.min(MOST_PARTS));
+            let longest = read.iter().map(|(_, it)| it.message.len()).max().unwrap();
+            assert!(longest <= most && longest + 2 > most, "{count}: {longest}");
         }
     }
 

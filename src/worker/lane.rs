@@ -279,7 +279,7 @@ impl Lane {
         }
         hand_over(shared);
         if !shared.is_last_chance(claim.deaths) {
-            let claimed = self.work(&claim, document, hand, writers)?;
+            let claimed = self.work(&claim, document, (hand, trial.is_some()), writers)?;
             drop(trial);
             return Some(ClaimReply {
                 claimed,
@@ -297,7 +297,7 @@ impl Lane {
         };
         if suspect_guard.is_some() {
             // The finish of a suspect claims nothing: quarantine is closed.
-            self.work(&claim, document, hand, writers);
+            self.work(&claim, document, (hand, false), writers);
         } else {
             self.requeue(&claim);
             self.cell.idle();
@@ -305,12 +305,13 @@ impl Lane {
         None
     }
 
-    /// Works on a claim to its end. Returns the reply to the request for the next one if that was sent.
+    /// Works on a claim, which may be a trial, to its end. Returns the reply to the request for the next one if
+    /// that was sent.
     fn work(
         &mut self,
         claim: &Claim,
         document: Document,
-        hand: Vec<Granting>,
+        (hand, is_trial): (Vec<Granting>, bool),
         writers: &mut WriterPool<'_, '_>,
     ) -> Option<Result<Claimed, QueueError>> {
         self.rotate();
@@ -347,7 +348,10 @@ impl Lane {
             chain,
             claim,
             is_backlog,
+            is_last_if_denied: is_trial,
             hand: Hand::new(hand, &clock),
+            start: Instant::now(),
+            is_begun: false,
             trace: None,
             next: NextClaim::new(&self.lists, (self.breakers, self.pauses), &self.cell),
         };

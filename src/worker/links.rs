@@ -111,27 +111,33 @@ impl Pipeline<'_, '_, '_> {
         let drain_time = settings.drain_timeout.mul_f64(FINISHING_SHARE);
         let stage = Stage::Link(name.to_owned());
         let meter = self.modules.meters().link(name).clone();
-        meter.count(Event::Received);
         let in_chain = self.modules.meters().chain_link(&self.chain.name, name);
         let in_chain = in_chain.clone();
-        if let Some(trace) = &mut self.trace {
-            trace.begin_link(job.id().as_str(), name, job.progress.links_done());
-        }
+        let mut is_received = false;
         let mut attempts = Attempts::new(settings);
-        let mut refused = Vec::new();
         let budget = self.modules.budget_of(&stage);
         let counts_requests = self.modules.counts_requests(name);
         loop {
             if let Some(not_now) = self.is_left_alone(&stage) {
-                meter.count(Event::Returned);
+                if is_received {
+                    meter.count(Event::Returned);
+                }
                 return Err(Ending::NotNow(vec![not_now]));
             }
             // Until the run has ended.
             let _token = match counts_requests {
                 true => None,
-                false => self.token_for(&stage)?,
+                false => self.token_for(&stage).inspect_err(|_| {
+                    if is_received {
+                        meter.count(Event::Returned);
+                    }
+                })?,
             };
             let start = Instant::now();
+            if !counts_requests || budget.is_none() {
+                self.receive(name, job, &mut is_received, start);
+            }
+            let refused = job.progress.take_parts();
             let vcon = job.open_vcon()?;
             let (was_changed, had_refused) = (vcon.is_changed(), refused.len());
             let unknown = Cell::new(None);
@@ -143,7 +149,7 @@ impl Pipeline<'_, '_, '_> {
                 context = context.with_budget(&permits);
             }
             context.critical = settings.critical;
-            context.refused = mem::take(&mut refused);
+            context.refused = refused;
             let modules = &mut *self.modules;
             let ran = self.clock.timed(
                 |deadline| {
@@ -153,25 +159,35 @@ impl Pipeline<'_, '_, '_> {
                 |ran| matches!(ran, Err(LinkError::Failed(failure)) if failure.is_transient()),
             );
             let (expire, routes, left_alone) = (context.expire, context.routes, context.left_alone);
-            refused = context.refused;
+            let refused = context.refused;
+            // What was only refused is no sign that the stage works.
+            let has_worked = refused.len() == had_refused || (!was_changed && vcon.is_changed());
+            // A run that has met a used-up budget has done nothing.
+            if !matches!(ran, Err(LinkError::OverBudget(_))) {
+                self.receive(name, job, &mut is_received, start);
+            }
             let took = start.elapsed();
             meter.observe(took);
             in_chain.observe(took);
+            // Whatever ends the claim before the link is done, the next one does not ask about these again. But a
+            // link that has failed because of them is to try them again.
+            if !matches!(&ran, Err(LinkError::Failed(failure)) if failure.kind.is_final()) {
+                job.progress.note_parts(refused);
+            }
             match &ran {
                 Ok(Next::Again) => {}
                 Ok(Next::Halt) => meter.count(Event::Halted),
                 Ok(_) => meter.count(Event::Done),
                 Err(LinkError::Interrupted | LinkError::OverBudget(_)) => {
-                    meter.count(Event::Returned)
+                    if is_received {
+                        meter.count(Event::Returned);
+                    }
                 }
                 Err(LinkError::Failed(_)) => meter.count(Event::Failed),
             }
             match ran {
                 Ok(Next::Again) => {
-                    let id = vcon.id().clone();
-                    // What was only refused is no sign that the stage works.
-                    let has_worked =
-                        refused.len() == had_refused || (!was_changed && vcon.is_changed());
+                    let id = job.id().clone();
                     job.progress.note_requests(&id, expire, routes);
                     if has_worked {
                         self.note_success(&stage);
@@ -183,7 +199,7 @@ impl Pipeline<'_, '_, '_> {
                     attempts = Attempts::new(settings);
                 }
                 Ok(next) => {
-                    let id = vcon.id().clone();
+                    let id = job.id().clone();
                     job.progress.note_requests(&id, expire, routes);
                     self.note_success(&stage);
                     if let Some(extensions) = left_alone {
@@ -197,6 +213,8 @@ impl Pipeline<'_, '_, '_> {
                     None => return Err(Ending::NotNow(vec![NotNow::over_budget(&stage, due)])),
                 },
                 Err(LinkError::Failed(failure)) => {
+                    let id = job.id().clone();
+                    let failure = self.judge_denial(&stage, &id, failure);
                     if let Some(not_now) = NotNow::of(&stage, &failure) {
                         return Err(Ending::NotNow(vec![not_now]));
                     }
@@ -205,7 +223,7 @@ impl Pipeline<'_, '_, '_> {
                     if let Some(trace) = &mut self.trace {
                         trace.note_failed_attempt(&failure, number);
                     }
-                    if !failure.is_transient() && self.is_vcon_bad(&stage, job.id(), &failure) {
+                    if !failure.is_transient() && self.is_vcon_bad(&stage, &id, &failure) {
                         return Err(Ending::Failed(chain_failure));
                     }
                     let health = &self.shared.health;
@@ -218,6 +236,20 @@ impl Pipeline<'_, '_, '_> {
                     self.count(Event::Retried);
                 }
             }
+        }
+    }
+
+    /// The link has got the vCon, with a token if it needs one, and its run has begun at `start`: counted and traced
+    /// once, however often it runs.
+    fn receive(&mut self, name: &str, job: &Job, is_received: &mut bool, start: Instant) {
+        if mem::replace(is_received, true) {
+            return;
+        }
+        self.begin();
+        self.modules.meters().link(name).count(Event::Received);
+        if let Some(trace) = &mut self.trace {
+            let (id, index) = (job.id().as_str(), job.progress.links_done());
+            trace.begin_link(id, name, index, start);
         }
     }
 

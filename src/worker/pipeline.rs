@@ -52,8 +52,16 @@ pub(super) struct Pipeline<'a, 'scope, 'env> {
     pub claim: &'a Claim,
     /// Whether the claim comes from the queue of a storage that defers.
     pub is_backlog: bool,
+    /// Whether the vCon goes to the end of its list if a stage denies it: in a trial, or if others have got through
+    /// there since it was denied before.
+    pub is_last_if_denied: bool,
     /// The tokens with which it was claimed.
     pub hand: Hand<'a>,
+    /// When it was claimed.
+    pub start: Instant,
+    /// Whether the claim counts as received: not before its first step may begin, so that no vCon that only meets a
+    /// used-up budget is counted or traced.
+    pub is_begun: bool,
     /// The spans of the work on it, while that goes on.
     pub trace: Option<VconTrace>,
     /// The request for the next vCon, to go with the finish of this one.
@@ -65,11 +73,7 @@ impl Pipeline<'_, '_, '_> {
     ///
     /// Returns false if it may still be claimed: the worker drains, and Redis is unavailable.
     pub fn run(&mut self, document: Document) -> bool {
-        let start = Instant::now();
-        self.count(Event::Received);
-        let list = self.modules.meters().list(&self.claim.list);
-        list.count(Event::Received);
-        self.begin_trace();
+        let start = self.start;
         let mut job = None;
         let ending = match self.process(document, &mut job) {
             Ok(took) => {
@@ -85,6 +89,9 @@ impl Pipeline<'_, '_, '_> {
         };
         // However long Redis takes now, the chain is done.
         self.clock.end();
+        if !ending.is_bounce() {
+            self.begin();
+        }
         self.end_trace(&ending);
         self.release(job, ending, start)
     }
@@ -98,6 +105,7 @@ impl Pipeline<'_, '_, '_> {
         self.run_links(job)?;
         loop {
             self.save(job)?;
+            self.begin();
             let finishing = Instant::now();
             self.clock.show_step(LaneStep::Finish);
             self.clock.end();
@@ -234,7 +242,8 @@ impl Pipeline<'_, '_, '_> {
         let id = job.id().clone();
         let routes = job.progress.routes_besides(&id, egress);
         let letters = self.storage_letters(job, &id);
-        let context = self.trace.as_ref().map(|it| it.context().to_vec());
+        let context = self.trace.as_ref().and_then(|it| it.context());
+        let context = context.map(<[u8]>::to_vec);
         // Even if nothing changed: storages that were given an old version must get the new one.
         let is_compared = changed.is_some() || job.progress.is_stored();
         let document = job.base.as_deref().filter(|_| is_compared);
@@ -420,6 +429,8 @@ impl Pipeline<'_, '_, '_> {
         job.content = Content::Open(vcon);
         // The storages have the former version.
         job.progress.forget_storages();
+        // The same number may be that of another part by now.
+        job.progress.forget_parts();
     }
 
     /// Writes to Redis what the links have done so far: for a link that reads it there, or for the next claim.
@@ -470,11 +481,17 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
-    /// Begins the spans of the work on the vCon, if anybody wants them.
-    fn begin_trace(&mut self) {
+    /// The first step begins: counts the claim, and begins its spans if anybody wants them. Once for each claim.
+    pub(super) fn begin(&mut self) {
+        if std::mem::replace(&mut self.is_begun, true) {
+            return;
+        }
+        self.count(Event::Received);
+        let list = self.modules.meters().list(&self.claim.list);
+        list.count(Event::Received);
         self.trace = self.shared.tracing.as_ref().map(|tracing| {
             let (entry, context) = (self.claim.shown(), &self.claim.context);
-            tracing.begin(&entry, &self.chain.name, context)
+            tracing.begin(&entry, &self.chain.name, context, self.start)
         });
     }
 

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! interrupted by a drain ─────────────► head of its list
-//! not now ────────────────────────────► head of its list, and its chain waits (circuit_breaker)
+//! not now ─┬──────────────────────────► head of its list, and its chain waits (circuit_breaker)
+//!          └─ denied in a trial ──────► end of its list: another vCon is tried next (also if others got through
+//!                                       since it was denied before)
 //! unavailable ─┬─ the probe fails ────► head of its list, and its chain is on hold
 //!              └─ the probe succeeds ─► end of its list; after too many rounds a dead letter
 //! failed ─────────────────────────────► dead letter; back to the end of its list if others are
@@ -16,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::backend_health::{DeadLetterAt, refused_by};
+use super::backend_health::{DeadLetterAt, denied_by, refused_by};
 use super::budget::OVER_BUDGET;
 use super::job::{ChainProgress, Job};
 use super::modules::Stage;
@@ -132,6 +134,12 @@ impl NotNow {
 }
 
 impl Ending {
+    /// Whether it says no more than that budgets are used up.
+    pub fn is_bounce(&self) -> bool {
+        let is_due = |it: &NotNow| matches!(it.until, Until::Due(_));
+        matches!(self, Self::NotNow(stages) if stages.iter().all(is_due))
+    }
+
     /// It has failed for good, for what was found in the queue.
     pub fn failed(stage: &str, error: String) -> Self {
         Self::Failed(ChainFailure {
@@ -242,7 +250,16 @@ impl Pipeline<'_, '_, '_> {
             Ending::NotNow(stages) => {
                 // First, so that no lane claims it again at once.
                 stages.iter().for_each(|it| self.wait_for(it));
-                self.requeue_quietly(&mut job, &[Event::Returned])
+                let denied = |it: &&NotNow| matches!(it.until, Until::Mended(_));
+                match stages
+                    .iter()
+                    .find(denied)
+                    .filter(|_| self.is_last_if_denied)
+                {
+                    Some(denied) => self.postpone_denied(&mut job, denied),
+                    None if self.is_begun => self.requeue_quietly(&mut job, &[Event::Returned]),
+                    None => self.requeue_quietly(&mut job, &[]),
+                }
             }
         };
         if let Ok(Released::NotOurs) = released {
@@ -330,6 +347,31 @@ impl Pipeline<'_, '_, '_> {
                 shared.breakers.note_denied(stage, config, error, time);
             }
         }
+    }
+
+    /// A stage has refused this deployment when this vCon was tried. It may be the vCon all the same, as where a
+    /// receiver takes some only: it goes to the end of its list, and the next trial is made with another one. If
+    /// that gets through, see [`Pipeline::judge_denial`].
+    fn postpone_denied(
+        &mut self,
+        job: &mut Option<Job>,
+        denied: &NotNow,
+    ) -> Result<Released, ClaimLeft> {
+        let noted = denied_by(&denied.stage.to_string());
+        let released = self.release_with_progress(job, |queue, claim, progress| {
+            // However often: nothing is a dead letter as long as all are denied.
+            queue.postpone(claim, &Evidence::NONE, 0, &noted, progress)
+        })?;
+        if released == Released::Done {
+            self.shared.count(Outcome::Returned);
+            self.count(Event::Returned);
+            let (entry, list) = (self.claim.shown(), &self.claim.list);
+            log::debug!(
+                vcon_id = entry.as_str(), chain_name = self.chain.name.as_str();
+                "Returned {entry} to the end of list {list}, {}: {}", denied.stage, denied.error
+            );
+        }
+        Ok(released)
     }
 
     /// All attempts at some stages have failed, in ways that pass. If one of them is unavailable, its
@@ -490,6 +532,10 @@ impl Pipeline<'_, '_, '_> {
         failure: &ChainFailure,
         start: Instant,
     ) -> Result<Released, ClaimLeft> {
+        // Whoever retries it wants everything tried again.
+        if let Some(job) = job {
+            job.progress.forget_parts();
+        }
         let name = self.shared.name.clone();
         let reason = Reason {
             stage: &failure.stage,

@@ -248,6 +248,7 @@ impl Pipeline<'_, '_, '_> {
         names: &[String],
         attempt: u32,
     ) -> Vec<(String, Failure)> {
+        self.begin();
         let backends = self.modules.lend(names);
         let parallel = self.shared.settings.parallel_storage;
         let writers = &mut *self.writers;
@@ -279,7 +280,9 @@ impl Pipeline<'_, '_, '_> {
                 Ok(()) => Event::Done,
                 Err(_) => Event::Failed,
             });
-            match outcome.result {
+            let id = &leaving.current.id;
+            let judge = |failure| self.judge_denial(&stage, id, failure);
+            match outcome.result.map_err(judge) {
                 Ok(()) => {
                     let (id, chain) = (&leaving.current.id, &self.chain.name);
                     log::info!(
@@ -294,7 +297,7 @@ impl Pipeline<'_, '_, '_> {
                     self.shared.health.note_attempt(&stage, attempt, &failure);
                     failures.push((name.to_owned(), failure));
                 }
-                Err(failure) if self.is_vcon_bad(&stage, &leaving.current.id, &failure) => {
+                Err(failure) if self.is_vcon_bad(&stage, id, &failure) => {
                     job.progress.note_refused(name, failure, attempt);
                 }
                 Err(failure) => {

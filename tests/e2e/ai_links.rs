@@ -481,6 +481,33 @@ fn a_dialog_that_is_refused_makes_a_dead_letter_and_the_others_keep_their_result
 }
 
 #[test]
+fn a_dialog_that_was_refused_is_not_asked_about_again_after_a_wait_for_the_budget() {
+    let (redis, services) = (Redis::plain(), Services::saying("fine"));
+    let mut config = summarizing(&services, json!({}));
+    config["links"]["summarize"]["limit"] = json!({"rate": "2/s", "burst": 1});
+    let daemon = conserver(&redis, &config).workers(1).start();
+    services.script([error(400, "content_filter", "filtered")]);
+    let sample = sample(&["one", "two"]);
+    submit(&redis, "default", std::slice::from_ref(&sample));
+    let letter = dead_letter(&redis, &sample);
+    let why = letter["error"].as_str().unwrap_or_default();
+    assert!(why.starts_with("dialog 0: "), "{letter}");
+    let asked = || -> Vec<String> {
+        let requests = services.requests();
+        requests
+            .iter()
+            .map(|it| it.question().trim().to_owned())
+            .collect()
+    };
+    assert_eq!(asked(), ["one", "two"]);
+    // Whoever retries it wants it tried again.
+    daemon.conserver().run(&["dlq", "retry", "default"]);
+    wait_until("it is done", PATIENCE, || redis.length("done") == 1);
+    assert_eq!(asked(), ["one", "two", "one"]);
+    daemon.stop();
+}
+
+#[test]
 fn a_worker_that_is_killed_in_a_request_pays_for_that_one_alone_again() {
     let (redis, services) = (
         Redis::plain(),

@@ -32,7 +32,7 @@ struct Seen {
 }
 
 impl Counting {
-    /// Answers with a status and headers, by the number of the request and its head; after `time`.
+    /// Answers with a status and headers, by the number of the request and its text; after `time`.
     fn new(
         time: Duration,
         answer: impl Fn(usize, &str) -> (u16, String) + Send + Sync + 'static,
@@ -97,7 +97,8 @@ fn serve(
         seen.now -= 1;
         0
     });
-    let (status, headers) = answer(number, &request.head);
+    let whole = format!("{}{}", request.head, request.body);
+    let (status, headers) = answer(number, &whole);
     let text =
         format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n{headers}\r\n");
     stream.write_all(text.as_bytes()).ok()?;
@@ -618,6 +619,40 @@ fn what_denies_access_holds_its_chain_and_goes_on_with_a_right_key() {
         server.seen(|seen| seen.requests.iter().map(|(_, body)| body.clone()).collect());
     assert_eq!(bodies.len(), samples.len());
     daemon.stop();
+}
+
+#[test]
+fn a_vcon_that_is_denied_while_others_are_taken_is_a_dead_letter_and_holds_up_nobody() {
+    for (module, lanes) in [("link", 1), ("storage", 1), ("link", 4)] {
+        let redis = Redis::plain();
+        let samples = fresh(20);
+        let denied = samples[2].id.clone();
+        let server = Counting::new(Duration::ZERO, move |_, request| {
+            match request.contains(&denied) {
+                true => (403, String::new()),
+                false => (200, String::new()),
+            }
+        });
+        let link = json!({"module": "links.webhook", "options": server.options()});
+        let config = match module {
+            "link" => chain(&[("hook", link)], &[]),
+            _ => chain(&[], &[("hook", server.storage())]),
+        };
+        submit(&redis, "default", &samples);
+        let daemon = daemon(&redis, &config, "here")
+            .workers(1)
+            .lanes(lanes)
+            .start();
+        wait_until("the others are done", PATIENCE, || {
+            redis.length("done") == 19
+        });
+        wait_until("it is a dead letter", PATIENCE, || {
+            redis.list("DLQ:default") == [samples[2].id.clone()]
+        });
+        let reason: String = redis.ask(&["HGET", "conserver:dlq:default", &samples[2].id]);
+        assert!(reason.contains("403"), "{module}: {reason}");
+        daemon.stop();
+    }
 }
 
 #[test]

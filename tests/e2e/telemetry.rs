@@ -607,6 +607,47 @@ fn spans_that_wait_at_a_drain_are_sent() {
 }
 
 #[test]
+fn a_trace_that_is_not_sent_passes_on_the_context_of_the_producer() {
+    let (redis, collector) = (Redis::plain(), Collector::start());
+    let samples = fresh(2);
+    let id = samples[0].id.as_str();
+    let context = json!({"trace_id": TRACE, "span_id": SPAN, "trace_flags": 1}).to_string();
+    redis.ask::<i64>(&["RPUSH", &format!("context:default:{id}"), &context]);
+    let daemon = with(&redis, &collector)
+        .config(&chain(&[], &[]))
+        .env("OTEL_TRACES_SAMPLER", "always_off")
+        .start();
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(redis.keys("context:*"), [format!("context:done:{id}")]);
+    assert_eq!(redis.list(&format!("context:done:{id}")), [context]);
+    daemon.stop();
+    assert_eq!(collector.spans().len(), 0);
+}
+
+#[test]
+fn a_vcon_that_meets_a_used_up_budget_is_traced_and_counted_once() {
+    let (redis, collector, hook) = (Redis::plain(), Collector::start(), Hook::new());
+    let samples = fresh(8);
+    let mut limited = hook.storage();
+    limited["module"] = json!("links.webhook");
+    limited["limit"] = json!({"rate": "5/s", "burst": 1});
+    let mut config = chain(&[("hook", limited)], &[]);
+    config["chains"]["main"]["links"] = json!(["hook"]);
+    submit(&redis, "default", &samples);
+    let daemon = with(&redis, &collector)
+        .config(&config)
+        .workers(2)
+        .lanes(4)
+        .start();
+    Ledger::of(&redis, &samples).settles();
+    daemon.stop();
+    let spans = collector.spans();
+    assert_eq!(named(&spans, "vcon_processing.main").len(), samples.len());
+    assert_eq!(named(&spans, "link.hook").len(), samples.len());
+}
+
+#[test]
 fn without_an_endpoint_there_is_no_thread_and_no_context() {
     let redis = Redis::plain();
     let samples = fresh(1);
