@@ -137,7 +137,7 @@ mod tests {
                 FailureKind::Refused,
             ),
             (said(""), FailureKind::Refused),
-            (json!({"id": "r"}), FailureKind::Transient),
+            (json!({"id": "r"}), FailureKind::Refused),
         ] {
             let done = run(
                 open,
