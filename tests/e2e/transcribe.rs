@@ -297,9 +297,6 @@ fn what_may_pass_is_tried_again() {
             "Retry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
             json!("loading"),
         ),
-        Say::Body("{\"text\": \"half"),
-        Say::Body("<html>a portal</html>"),
-        Say::Body("{\"words\": []}"),
         Say::CutBefore,
         Say::CutAfter,
         Say::CutInHead,
@@ -414,10 +411,6 @@ fn audio_that_cannot_be_had_is_the_fault_of_its_dialog_or_waited_for() {
         (
             json!({"type": "recording", "body": "hello", "encoding": "none"}),
             "encoding none",
-        ),
-        (
-            json!({"type": "recording", "mimetype": "audio/wav"}),
-            "neither a body nor a URL",
         ),
     ] {
         let one = sample(json!([dialog]));
