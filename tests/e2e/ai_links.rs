@@ -393,6 +393,20 @@ fn what_may_pass_is_tried_again_until_it_has_passed() {
 }
 
 #[test]
+fn a_good_answer_that_cannot_be_used_is_paid_for_once() {
+    let (redis, services) = (Redis::plain(), Services::saying("fine"));
+    let _daemon = conserver(&redis, &summarizing(&services, json!({}))).start();
+    let before = services.requests().len();
+    services.script([Scripted::Body("<html>a proxy</html>")]);
+    let sample = sample(&["hello"]);
+    submit(&redis, "default", std::slice::from_ref(&sample));
+    let letter = dead_letter(&redis, &sample);
+    let error = letter["error"].as_str().unwrap_or_default();
+    assert!(error.contains("not JSON"), "{error}");
+    assert_eq!(services.requests().len(), before + 1);
+}
+
+#[test]
 fn a_deployment_that_is_refused_waits_and_the_reason_is_shown() {
     for (reply, reason) in [
         (
