@@ -1,11 +1,12 @@
 //! A request to a service whose answer is read whole, whatever its status.
 
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use ureq::http::header::RETRY_AFTER;
 use ureq::http::{HeaderMap, Request, StatusCode};
-use ureq::{Agent, AsSendBody};
+use ureq::{Agent, AsSendBody, Error, Timeout};
 
 use super::{Cut, Url, read, status};
 use crate::deadline::Limit;
@@ -28,7 +29,8 @@ pub struct Answer {
 /// Makes a request within the limit, and reads at most `most` bytes of the answer. Messages name `url`.
 ///
 /// # Errors
-/// There is no answer, or not all of it: all transient, but for a request that cannot be sent at all.
+/// There is no answer, or not all of it: all transient, but for a request that cannot be sent at all, and a good
+/// answer that is too long, which may be paid for: it is refused.
 pub fn exchange(
     agent: &Agent,
     request: Request<impl AsSendBody>,
@@ -36,13 +38,87 @@ pub fn exchange(
     limit: Limit,
     most: u64,
 ) -> Result<Answer, Failure> {
+    attempt(agent, request, url, limit, most).map_err(|(failure, _)| failure)
+}
+
+/// The same for what must not be done twice.
+///
+/// # Errors
+/// Those of [`exchange`]; but whatever goes wrong once the request may have been sent is refused.
+pub fn exchange_once(
+    agent: &Agent,
+    request: Request<impl AsSendBody>,
+    url: &Url,
+    limit: Limit,
+    most: u64,
+) -> Result<Answer, Failure> {
+    attempt(agent, request, url, limit, most).map_err(|(failure, phase)| match phase {
+        Phase::Unsent => failure,
+        Phase::Sent => {
+            let message = failure.message;
+            Failure::refused(format!("{message}; it may have done it all the same"))
+        }
+    })
+}
+
+/// How far a request that failed came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing was sent.
+    Unsent,
+    /// All of it may have been.
+    Sent,
+}
+
+impl Phase {
+    fn of(error: &Error) -> Self {
+        let is_unsent = match error {
+            Error::Timeout(phase) => matches!(phase, Timeout::Resolve | Timeout::Connect),
+            Error::Io(error) => matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused
+                    | ErrorKind::HostUnreachable
+                    | ErrorKind::NetworkUnreachable
+            ),
+            Error::HostNotFound
+            | Error::ConnectionFailed
+            | Error::BadUri(_)
+            | Error::Http(_)
+            | Error::Rustls(_)
+            | Error::Tls(_)
+            | Error::ConnectProxyFailed(_) => true,
+            _ => false,
+        };
+        match is_unsent {
+            true => Self::Unsent,
+            false => Self::Sent,
+        }
+    }
+}
+
+fn attempt(
+    agent: &Agent,
+    request: Request<impl AsSendBody>,
+    url: &Url,
+    limit: Limit,
+    most: u64,
+) -> Result<Answer, (Failure, Phase)> {
     let method = request.method().clone();
     let timed = agent.configure_request(request);
-    let request = timed.timeout_global(Some(limit.left())).build();
-    let sent = agent.run(request);
-    let mut response = sent.map_err(|error| status::no_answer(&method, url, &error, limit))?;
+    let left = limit.left();
+    let request = timed
+        .timeout_global(Some(left))
+        // A bit less, so that it can be told from an answer that does not come.
+        .timeout_connect(Some(left.mul_f64(0.9)))
+        .build();
+    let mut response = agent.run(request).map_err(|error| {
+        let failure = status::no_answer(&method, url, &error, limit);
+        (failure, Phase::of(&error))
+    })?;
     let (body, cut) = read(&mut response, most);
-    let why = match cut {
+    let is_good = response.status().is_success();
+    let asked = status::asked(&method, url);
+    let failure = match cut {
         None => {
             let (head, _) = response.into_parts();
             return Ok(Answer {
@@ -51,11 +127,18 @@ pub fn exchange(
                 body,
             });
         }
-        Some(Cut::TooLong) => format!("its answer has more than {most} bytes"),
-        Some(Cut::Broken(error)) => format!("its answer broke off: {error}"),
+        Some(Cut::TooLong) => {
+            let message = format!("{asked}: its answer has more than {most} bytes");
+            match is_good {
+                true => Failure::refused(message),
+                false => Failure::transient(message),
+            }
+        }
+        Some(Cut::Broken(error)) => {
+            Failure::transient(format!("{asked}: its answer broke off: {error}"))
+        }
     };
-    let asked = status::asked(&method, url);
-    Err(Failure::transient(format!("{asked}: {why}")))
+    Err((failure, Phase::Sent))
 }
 
 /// When the server wants to be asked again, by `Retry-After`: seconds from now, or a date.
@@ -77,6 +160,42 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Instant> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::deadline::Deadline;
+    use crate::failure::FailureKind;
+    use crate::http_client::agent;
+    use crate::http_client::tests::serve_with;
+
+    #[test]
+    fn a_good_answer_that_is_too_long_is_refused_and_another_one_is_not() {
+        for (status, kind) in [(200, FailureKind::Refused), (500, FailureKind::Transient)] {
+            let (address, server) = serve_with(vec![(status, "x".repeat(101))]);
+            let url: Url = format!("http://{address}/").parse().unwrap();
+            let request = Request::post(url.whole()).body("").unwrap();
+            let limit = Deadline::NONE.begin(Duration::from_secs(60));
+            let failure = exchange(&agent(), request, &url, limit, 100).unwrap_err();
+            assert_eq!(failure.kind, kind, "{failure}");
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_may_be_done_is_not_asked_for_again() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url: Url = format!("http://{}/", listener.local_addr().unwrap())
+            .parse()
+            .unwrap();
+        let post = || {
+            let request = Request::post(url.whole()).body("").unwrap();
+            let limit = Deadline::NONE.begin(Duration::from_millis(300));
+            exchange_once(&agent(), request, &url, limit, 100).unwrap_err()
+        };
+        // The system has accepted it, and nobody answers.
+        let failure = post();
+        assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+        drop(listener);
+        let failure = post();
+        assert_eq!(failure.kind, FailureKind::Transient, "{failure}");
+    }
 
     #[test]
     fn retry_after_is_a_number_of_seconds_or_a_date() {

@@ -8,7 +8,6 @@
 //! names of this machine, are refused.
 
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ureq::config::Config;
@@ -65,7 +64,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// What the URL leads to cannot be had. Permanent if it never can; refused if it may be this URL alone, or the
-    /// server; otherwise the fault of its server.
+    /// server, as in all cases without an answer; otherwise the fault of its server.
     pub fn fetch(&self, url: &str, limit: Limit, most: u64) -> Result<Fetched, Failure> {
         let mut target = Target::parse(url)?;
         for _ in 0..=MOST_REDIRECTS {
@@ -87,6 +86,15 @@ impl Fetcher {
         }
         let why = format!("more than {MOST_REDIRECTS} redirects");
         Err(target.failure(FailureKind::Refused, why))
+    }
+
+    /// Refuses a URL that somebody else is to fetch, as far as that can be seen without a look-up: one that is neither
+    /// `http` nor `https`, and one to this machine or a private address unless those are allowed.
+    ///
+    /// # Errors
+    /// It is refused for good.
+    pub fn check_url(&self, url: &str) -> Result<(), Failure> {
+        self.check(&Target::parse(url)?)
     }
 
     /// Refuses what can be seen without a look-up. Behind a proxy there is no other.
@@ -130,17 +138,15 @@ impl Fetcher {
             Error::Other(error) if error.is::<NotPublic>() => self.not_public(target),
             Error::Timeout(_) => {
                 let why = format!("no answer within {limit}");
-                target.failure(FailureKind::Transient, why)
+                target.failure(FailureKind::Refused, why)
             }
             Error::HostNotFound => target.failure(FailureKind::Refused, "its host is not known"),
-            Error::Io(error) if is_unknown_name(error) => {
-                target.failure(FailureKind::Refused, error.to_string())
-            }
-            Error::Io(error) => target.failure(FailureKind::Transient, error.to_string()),
+            Error::Io(error) => target.failure(FailureKind::Refused, error.to_string()),
             Error::BadUri(_) | Error::Http(_) => {
                 target.failure(FailureKind::Permanent, "it cannot be requested")
             }
-            error => target.failure(FailureKind::Transient, error.to_string()),
+            // Whoever wrote the vCon chose the host: one that is dead is not to hold up other vCons.
+            error => target.failure(FailureKind::Refused, error.to_string()),
         }
     }
 
@@ -170,7 +176,7 @@ fn received(response: &mut Response<Body>, target: &Target, most: u64) -> Result
         (_, Some(Cut::TooLong)) => Err(too_long()),
         (_, Some(Cut::Broken(error))) => {
             let why = format!("the answer broke off: {error}");
-            Err(target.failure(FailureKind::Transient, why))
+            Err(target.failure(FailureKind::Refused, why))
         }
     }
 }
@@ -273,16 +279,6 @@ fn without_query(text: &str) -> &str {
 fn is_of_this_machine(name: &str) -> bool {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     name == "localhost" || name.ends_with(".localhost") || name.ends_with(".localdomain")
-}
-
-/// Whether the system says that there is no such name, and not only that nobody can be asked for it.
-fn is_unknown_name(error: &io::Error) -> bool {
-    // The system's codes do not come through: "Temporary failure in name resolution", "Try again".
-    let text = error.to_string().to_lowercase();
-    text.contains("lookup address")
-        && !["temporary", "try again"]
-            .iter()
-            .any(|it| text.contains(it))
 }
 
 /// Looks names up, and leaves out addresses that are not public.
@@ -761,22 +757,29 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_does_may_pass_and_a_name_that_is_not_there_is_in_doubt() {
+    fn a_host_that_is_dead_is_in_doubt_the_vcons() {
         let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/x", gone.local_addr().unwrap());
         drop(gone);
         let failure = fetch(&url).unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Transient, "{failure}");
-        let text = "failed to lookup address information: ";
-        for (why, is_unknown) in [
-            ("Name or service not known", true),
-            ("Name does not resolve", true),
-            ("Temporary failure in name resolution", false),
-            ("Try again", false),
+        assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+    }
+
+    #[test]
+    fn a_url_for_others_is_checked_as_far_as_it_can_be_seen() {
+        let (strict, lax) = (Fetcher::new(false, "o"), Fetcher::new(true, "o"));
+        for url in [
+            "http://169.254.169.254/x",
+            "http://localhost/x",
+            "https://[::1]/x",
         ] {
-            let error = io::Error::other(format!("{text}{why}"));
-            assert_eq!(is_unknown_name(&error), is_unknown, "{why}");
+            let failure = strict.check_url(url).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Permanent, "{failure}");
+            assert_eq!(lax.check_url(url), Ok(()));
         }
-        assert!(!is_unknown_name(&io::Error::other("connection refused")));
+        for url in ["file:///etc/passwd", "gopher://example.com/", "x"] {
+            assert!(strict.check_url(url).is_err() && lax.check_url(url).is_err());
+        }
+        assert_eq!(strict.check_url("https://example.com/a?b=c"), Ok(()));
     }
 }

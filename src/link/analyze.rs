@@ -7,8 +7,10 @@
 use serde_json::value::RawValue;
 
 use super::Link;
-use super::ai::client::number;
-use super::ai::{Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, Schema};
+use super::ai::{
+    Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, Schema, model,
+    temperature,
+};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::options::Options;
@@ -17,19 +19,19 @@ struct Analyze {
     model: String,
     system_prompt: String,
     prompt: String,
-    temperature: Box<RawValue>,
+    temperature: Option<Box<RawValue>>,
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     let prompt = options.string_or("prompt", "");
-    let model = options.string_or("model", "gpt-3.5-turbo-16k");
+    let model = model(options, "gpt-3.5-turbo-16k");
     let analyst = Analyst {
         analysis_type: options.string_or("analysis_type", "summary"),
         schema: Schema::new(options, &[("model", &model), ("prompt", &prompt)]),
     };
     let inquiry = Analyze {
         system_prompt: options.string_or("system_prompt", "You are a helpful assistant."),
-        temperature: number(options.number_or("temperature", 0.0)),
+        temperature: temperature(options, 0.0),
         model,
         prompt,
     };
@@ -50,7 +52,7 @@ impl Inquiry for Analyze {
                 Message::system(&self.system_prompt),
                 Message::user(&question),
             ],
-            temperature: Some(&self.temperature),
+            temperature: self.temperature.as_deref(),
             response_format: None,
         };
         let reply = client.chat(&chat, deadline)?;
@@ -169,9 +171,6 @@ mod tests {
             (error(429, "rate_limit_exceeded"), FailureKind::Busy),
             (error(401, "invalid_api_key"), FailureKind::Denied),
             (error(500, "x"), FailureKind::Transient),
-            ((200, json!("{\"choices\": [")), FailureKind::Transient),
-            ((200, json!({"choices": []})), FailureKind::Transient),
-            ((200, json!([])), FailureKind::Transient),
         ] {
             let answers = vec![reply("first"), answer];
             let done = run(open, &options(""), &with_transcripts(2), answers);
@@ -181,6 +180,63 @@ mod tests {
             assert_eq!(failure.kind, kind, "{failure}");
             assert!(!failure.message.contains(KEY), "{failure}");
         }
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_used_is_not_paid_for_again() {
+        for answer in [
+            (200, json!("{\"choices\": [")),
+            (200, json!({"choices": []})),
+            (200, json!([])),
+        ] {
+            let answers = vec![answer, reply("second")];
+            let done = run(open, &options(""), &with_transcripts(2), answers);
+            assert_eq!(done.parts, 2);
+            assert_eq!(failed(done.end).kind, FailureKind::Refused);
+            assert_eq!(done.vcon["analysis"][2]["dialog"], 1);
+        }
+    }
+
+    #[test]
+    fn attachments_that_take_no_tags_are_no_fault_of_a_link_that_sets_none() {
+        let mut document = with_transcripts(1);
+        for attachments in [
+            json!({}),
+            json!("x"),
+            json!([{"purpose": "tags", "body": "YQ", "encoding": "base64url"}]),
+        ] {
+            document["attachments"] = attachments;
+            let done = run(open, &options(""), &document, vec![reply("r")]);
+            assert_eq!((done.end, done.parts), (Ok(Next::Continue), 1));
+        }
+    }
+
+    #[test]
+    fn no_temperature_is_sent_if_it_is_null() {
+        let null = options("temperature: null");
+        let done = run(open, &null, &with_transcripts(1), vec![reply("r")]);
+        assert_eq!(done.requests[0].1.get("temperature"), None);
+        for (wrong, fault) in [
+            ("temperature: 2.1", "temperature: must be from 0 to 2"),
+            ("model: ''", "model: must not be empty"),
+        ] {
+            let mut options = Options::from_yaml(&format!("{{api_key: k, {wrong}}}"));
+            open(&mut options);
+            assert_eq!(options.faults(), [fault]);
+        }
+    }
+
+    #[test]
+    fn a_vcon_of_many_dialogs_is_gone_through_in_one_pass() {
+        let mut document = with_transcripts(3000);
+        for index in 0..3000 {
+            let done = json!({"type": "summary", "dialog": index, "body": "s"});
+            document["analysis"].as_array_mut().unwrap().push(done);
+        }
+        let start = std::time::Instant::now();
+        let done = run(open, &options(""), &document, Vec::new());
+        assert_eq!((done.end, done.parts), (Ok(Next::Continue), 0));
+        assert!(start.elapsed().as_secs() < 15);
     }
 
     #[test]

@@ -8,10 +8,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::Link;
-use super::ai::client::number;
 use super::ai::{
-    Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, Schema, json_in,
-    response_format,
+    Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, Schema, json_in, model,
+    response_format, temperature,
 };
 use crate::deadline::Deadline;
 use crate::failure::Failure;
@@ -22,22 +21,26 @@ const SYSTEM_PROMPT: &str = "You are a helpful assistant that reads conversation
 const PROMPT: &str = "Find the labels that best describe this transcript. Answer with a JSON object whose only \
                       key, 'labels', holds an array of strings.";
 
+/// The most labels of a reply that become tags, and the most characters of each.
+const MOST_LABELS: usize = 100;
+const LONGEST_LABEL: usize = 200;
+
 struct AnalyzeAndLabel {
     model: String,
     prompt: String,
-    temperature: Box<RawValue>,
+    temperature: Option<Box<RawValue>>,
     response_format: Box<RawValue>,
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     let prompt = options.string_or("prompt", PROMPT);
-    let model = options.string_or("model", "gpt-4-turbo");
+    let model = model(options, "gpt-4-turbo");
     let analyst = Analyst {
         analysis_type: options.string_or("analysis_type", "labeled_analysis"),
         schema: Schema::new(options, &[("model", &model), ("prompt", &prompt)]),
     };
     let inquiry = AnalyzeAndLabel {
-        temperature: number(options.number_or("temperature", 0.2)),
+        temperature: temperature(options, 0.2),
         response_format: response_format(options),
         model,
         prompt,
@@ -56,10 +59,14 @@ impl Inquiry for AnalyzeAndLabel {
         let chat = Chat {
             model: &self.model,
             messages: [Message::system(SYSTEM_PROMPT), Message::user(&question)],
-            temperature: Some(&self.temperature),
+            temperature: self.temperature.as_deref(),
             response_format: Some(&self.response_format),
         };
         Ok(labelled(client.chat(&chat, deadline)?))
+    }
+
+    fn tags(&self) -> bool {
+        true
     }
 }
 
@@ -71,7 +78,12 @@ fn labelled(reply: String) -> Finding {
     };
     let labels = value.get("labels").and_then(Value::as_array);
     let labels = labels.into_iter().flatten().filter_map(Value::as_str);
-    let labels = labels.map(str::trim).filter(|label| !label.is_empty());
+    let plain = |label: &str| -> String {
+        let plain = label.chars().filter(|c| !c.is_control());
+        plain.take(LONGEST_LABEL).collect()
+    };
+    let labels = labels.map(|label| plain(label.trim()));
+    let labels = labels.filter(|label| !label.is_empty()).take(MOST_LABELS);
     Finding {
         tags: labels.map(|label| format!("{label}:{label}")).collect(),
         ..Finding::new(FoundBody::JsonText(json.to_owned()))
@@ -125,6 +137,26 @@ mod tests {
             assert_eq!(done.vcon["analysis"][1]["encoding"], encoding);
             assert_eq!(done.vcon.get("attachments"), None);
         }
+    }
+
+    #[test]
+    fn a_reply_with_labels_without_end_gives_some_of_them() {
+        let long = format!("\u{1b}{}", "x".repeat(300));
+        let labels: Vec<String> = (0..1000).map(|index| format!("{index}")).collect();
+        let found = labelled(json!({"labels": labels}).to_string());
+        assert_eq!(found.tags.len(), 100);
+        let found = labelled(json!({"labels": [long]}).to_string());
+        assert_eq!(found.tags[0].len(), 401);
+    }
+
+    #[test]
+    fn nothing_is_paid_for_if_the_tags_cannot_be_kept() {
+        let mut document = with_transcripts(1);
+        let encoded = json!({"purpose": "tags", "body": "YQ", "encoding": "base64url"});
+        document["attachments"] = json!([encoded]);
+        let done = run(open, &options(""), &document, Vec::new());
+        assert!(done.end.is_err());
+        assert_eq!(done.parts, 0);
     }
 
     #[test]

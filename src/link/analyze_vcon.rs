@@ -10,10 +10,11 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use serde_json::value::RawValue;
 
-use super::ai::client::number;
 use super::ai::{
-    Analyst, Chat, Client, Finding, FoundBody, Message, Schema, Selection, json_in, to_json,
+    Analyst, Chat, Client, Finding, FoundBody, Message, Schema, Selection, json_in, model,
+    temperature, to_json,
 };
+use super::service::reply::sound;
 use super::{Context, Link, LinkError, Next};
 use crate::failure::Failure;
 use crate::options::Options;
@@ -34,13 +35,13 @@ struct AnalyzeVcon {
     model: String,
     system_prompt: String,
     prompt: String,
-    temperature: Box<RawValue>,
+    temperature: Option<Box<RawValue>>,
     without_bodies: bool,
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     let prompt = options.string_or("prompt", PROMPT);
-    let model = options.string_or("model", "gpt-3.5-turbo-16k");
+    let model = model(options, "gpt-3.5-turbo-16k");
     let system_prompt = options.string_or("system_prompt", SYSTEM_PROMPT);
     let schema = [
         ("model", &*model),
@@ -54,7 +55,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
         },
         client: Client::open(options, true),
         selection: Selection::open(options),
-        temperature: number(options.number_or("temperature", 0.0)),
+        temperature: temperature(options, 0.0),
         without_bodies: options.bool_or("remove_body_properties", true),
         model,
         system_prompt,
@@ -81,13 +82,12 @@ impl Link for AnalyzeVcon {
                 Message::system(&self.system_prompt),
                 Message::user(&question),
             ],
-            temperature: Some(&self.temperature),
+            temperature: self.temperature.as_deref(),
             response_format: Some(&format),
         };
         let reply = self.client.chat(&chat, context.deadline)?;
-        let body = RawValue::from_string(json_in(&reply).to_owned());
-        let body = body
-            .map_err(|error| Failure::refused(format!("the model's reply is not JSON: {error}")))?;
+        let body = kept(json_in(&reply))
+            .map_err(|why| Failure::refused(format!("the model's reply cannot be kept: {why}")))?;
         let finding = Finding::new(FoundBody::Json(body));
         self.analyst
             .add(vcon, DIALOG, self.client.vendor(), &finding)?;
@@ -108,6 +108,17 @@ impl Link for AnalyzeVcon {
 
     fn probe(&mut self, _: &Receiver<()>) -> Result<(), Failure> {
         self.client.probe()
+    }
+}
+
+/// The JSON of a reply, if it is what an analysis may have for a body.
+fn kept(reply: &str) -> Result<Box<RawValue>, String> {
+    let text = sound(reply.as_bytes())?;
+    let body = RawValue::from_string(text.into_owned());
+    let body = body.map_err(|error| format!("it is not JSON: {error}"))?;
+    match body.get().starts_with(['{', '[']) {
+        true => Ok(body),
+        false => Err("it is neither an object nor an array".to_owned()),
     }
 }
 
@@ -166,6 +177,13 @@ mod tests {
     fn a_reply_that_is_no_json_or_a_refusal_leaves_nothing() {
         for (answer, kind) in [
             (reply("{\"cut"), FailureKind::Refused),
+            (reply("null"), FailureKind::Refused),
+            (reply("3"), FailureKind::Refused),
+            (reply("\"str\""), FailureKind::Refused),
+            (
+                reply(&format!("{}{}", "[".repeat(3000), "]".repeat(3000))),
+                FailureKind::Refused,
+            ),
             (error(413, "x"), FailureKind::Permanent),
         ] {
             let done = run(open, &options(""), &document(), vec![answer]);

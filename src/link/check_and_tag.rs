@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::Link;
 use super::ai::{
-    Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, Schema, json_in,
+    Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, Schema, json_in, model,
     response_format, to_json,
 };
 use crate::deadline::Deadline;
@@ -47,7 +47,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     let name = options.required_string("tag_name");
     let value = options.required_string("tag_value");
     let question = options.required_string("evaluation_question");
-    let model = options.string_or("model", "gpt-5");
+    let model = model(options, "gpt-5");
     let schema = [("model", &*model), ("evaluation_question", &question)];
     let analyst = Analyst {
         analysis_type: options.string_or("analysis_type", "tag_evaluation"),
@@ -81,6 +81,10 @@ impl Inquiry for CheckAndTag {
         };
         let reply = client.chat(&chat, deadline)?;
         self.evaluated(&reply)
+    }
+
+    fn tags(&self) -> bool {
+        true
     }
 
     fn is_anothers(&self, analysis: &Entry<'_>) -> bool {

@@ -6,8 +6,9 @@
 use serde_json::value::RawValue;
 
 use super::Link;
-use super::ai::client::number;
-use super::ai::{Analyst, Client, Finding, FoundBody, Inquiry, PerDialog, Question, Schema};
+use super::ai::{
+    Analyst, Client, Finding, FoundBody, Inquiry, PerDialog, Question, Schema, model, temperature,
+};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::options::Options;
@@ -18,18 +19,18 @@ const PROMPT: &str = "Did both the customer and the agent speak? Answer with not
 struct DetectEngagement {
     model: String,
     prompt: String,
-    temperature: Box<RawValue>,
+    temperature: Option<Box<RawValue>>,
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     let prompt = options.string_or("prompt", PROMPT);
-    let model = options.string_or("model", "gpt-4.1");
+    let model = model(options, "gpt-4.1");
     let analyst = Analyst {
         analysis_type: options.string_or("analysis_type", "engagement_analysis"),
         schema: Schema::new(options, &[("model", &model), ("prompt", &prompt)]),
     };
     let inquiry = DetectEngagement {
-        temperature: number(options.number_or("temperature", 0.2)),
+        temperature: temperature(options, 0.2),
         model,
         prompt,
     };
@@ -46,10 +47,14 @@ impl Inquiry for DetectEngagement {
         let question = Question {
             model: &self.model,
             input: &format!("{}\n\nTranscript: {text}", self.prompt),
-            temperature: &self.temperature,
+            temperature: self.temperature.as_deref(),
         };
         let reply = client.respond(&question, deadline)?;
         Ok(engagement(&reply))
+    }
+
+    fn tags(&self) -> bool {
+        true
     }
 
     /// The existing worker has it run without a key in the options.
@@ -132,7 +137,7 @@ mod tests {
                 FailureKind::Refused,
             ),
             (said(""), FailureKind::Refused),
-            (json!({"id": "r"}), FailureKind::Transient),
+            (json!({"id": "r"}), FailureKind::Refused),
         ] {
             let done = run(
                 open,

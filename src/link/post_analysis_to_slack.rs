@@ -6,8 +6,9 @@
 //! with the purpose `strolid_dealer` names a team.
 //!
 //! Writes `was_posted_to_slack` into the analysis: `true` once all channels have it, until then the list of
-//! those that have it. That is in Redis before the next message is sent, so a retry posts nothing twice; only a
-//! worker that dies between Slack's answer and that leaves a message that comes again.
+//! those that have it. That is in Redis before the next message is sent, so a retry posts nothing twice. Whether
+//! a message was posted that Slack does not confirm in time, or before the worker dies, nobody knows: it is not sent
+//! again at once, but it is when the vCon is tried again.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use super::service::{Sent, all_refused, of_answer};
 use super::{Context, Link, LinkError, Next};
 use crate::deadline::{Deadline, Limit};
 use crate::failure::{Failure, FailureKind};
-use crate::http_client::{self, Url, exchange, retry_after};
+use crate::http_client::{self, Url, exchange_once, retry_after};
 use crate::options::Options;
 use crate::secret::Secret;
 use crate::vcon::{Entry, Vcon, VconError};
@@ -101,6 +102,14 @@ const NO_CHANNEL: [&str; 4] = [
     "not_in_channel",
     "is_archived",
     "restricted_action_read_only_channel",
+];
+
+/// Codes of a fault of Slack itself.
+const TROUBLE: [&str; 4] = [
+    "internal_error",
+    "fatal_error",
+    "service_unavailable",
+    "request_timeout",
 ];
 
 /// Codes of a message that Slack does not take.
@@ -274,8 +283,7 @@ impl Slack {
 
     fn message(&self, due: &Due, id: &str) -> Value {
         let text = escaped(&due.text);
-        let section =
-            |text: &str| json!({"type": "section", "text": {"type": "mrkdwn", "text": text}});
+        let section = |text: &str| json!({"type": "section", "text": {"type": "mrkdwn", "text": text, "verbatim": true}});
         let title = escaped(&format!("*{}*", self.only_if.analysis_type));
         let mut blocks = vec![section(&title), section(&text)];
         if let Some(url) = &self.details {
@@ -310,12 +318,12 @@ impl Slack {
             .header(CONTENT_TYPE, "application/json; charset=utf-8")
             .body(body.to_string())
             .map_err(unsent)?;
-        let answer = exchange(&self.agent, request, &url, limit, MOST)?;
+        let answer = exchange_once(&self.agent, request, &url, limit, MOST)?;
         if !answer.status.is_success() {
             return Err(of_answer(&url, &answer, Sent::Text, &self.secrets));
         }
         let said: Value = serde_json::from_slice(&answer.body).map_err(|error| {
-            Failure::transient(format!("{url} answered with what is not JSON: {error}"))
+            Failure::refused(format!("{url} answered with what is not JSON: {error}"))
         })?;
         match (said.get("ok"), said.get("error").and_then(Value::as_str)) {
             (Some(Value::Bool(true)), _) => Ok(()),
@@ -323,7 +331,7 @@ impl Slack {
                 let until = retry_after(&answer.headers);
                 Err(refusal(&url, code, &said, body, is_teams).until(until))
             }
-            _ => Err(Failure::transient(format!("{url} answered without `ok`"))),
+            _ => Err(Failure::refused(format!("{url} answered without `ok`"))),
         }
     }
 }
@@ -337,7 +345,8 @@ fn refusal(url: &Url, code: &str, said: &Value, body: &Value, is_teams: bool) ->
         _ if is_about_channel && is_teams => FailureKind::Refused,
         _ if is_about_channel || DENIED.contains(&code) => FailureKind::Denied,
         _ if BAD_MESSAGE.contains(&code) => FailureKind::Permanent,
-        _ => FailureKind::Transient,
+        _ if TROUBLE.contains(&code) => FailureKind::Transient,
+        _ => FailureKind::Refused,
     };
     let shown: String = code.chars().take(100).collect();
     let mut message = format!("could not POST to {url}: Slack says {}", printable(&shown));
@@ -411,12 +420,18 @@ impl Dealer {
     }
 }
 
+/// Whether Slack gets a character: none that controls anything, or changes the direction of the text.
+fn is_shown(c: char) -> bool {
+    let is_direction = matches!(c, '\u{200e}' | '\u{200f}' | '\u{61c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    matches!(c, '\n' | '\t') || !(c.is_control() || is_direction)
+}
+
 /// Text that Slack shows as it is: it cannot mention anybody, nor hide where a link leads to. Cut to what one
 /// section takes.
 fn escaped(text: &str) -> String {
     let mut shown = String::new();
     let mut left = MOST_CHARACTERS;
-    let mut characters = text.chars().peekable();
+    let mut characters = text.chars().filter(|c| is_shown(*c)).peekable();
     while let Some(c) = characters.next() {
         let escape = match c {
             '&' => "&amp;",
@@ -519,7 +534,7 @@ mod tests {
         assert_eq!(body["blocks"][0]["text"]["text"], "*customer_frustration*");
         assert_eq!(
             body["blocks"][1],
-            json!({"type": "section", "text": {"type": "mrkdwn", "text": text}})
+            json!({"type": "section", "text": {"type": "mrkdwn", "text": text, "verbatim": true}})
         );
         let url = body["blocks"][2]["accessory"]["url"].as_str().unwrap();
         assert!(
@@ -612,10 +627,11 @@ mod tests {
             (error("channel_not_found"), Denied),
             (error("msg_too_long"), Permanent),
             (error("no_text"), Permanent),
-            (error("who_knows"), Transient),
+            (error("who_knows"), Refused),
+            (error("request_timeout"), Transient),
             ((500, json!("")), Transient),
-            ((200, json!("<html>")), Transient),
-            ((200, json!({})), Transient),
+            ((200, json!("<html>")), Refused),
+            ((200, json!({})), Refused),
         ] {
             let done = run(open, &options(""), &document(), vec![answer]);
             let failure = failed(done.end);
@@ -661,6 +677,7 @@ mod tests {
 
     #[test]
     fn long_text_is_cut_to_what_slack_takes() {
+        assert_eq!(escaped("a\u{1b}[1m\n\u{202e}b\u{0}👩‍🚀"), "a[1m\nb👩‍🚀");
         let cut = escaped(&"é".repeat(4000));
         assert_eq!(cut.chars().count(), 3000);
         assert!(cut.ends_with("é…"));

@@ -241,6 +241,12 @@ impl Options {
         entry.is_some_and(|entry| !matches!(entry.value.kind, NodeKind::Null))
     }
 
+    /// Whether `null` stands under `key`.
+    pub fn is_null(&self, key: &str) -> bool {
+        let entry = self.entries.get(key);
+        entry.is_some_and(|entry| matches!(entry.value.kind, NodeKind::Null))
+    }
+
     /// The time in seconds under `key`, if it is given and its module has asked for it.
     pub(crate) fn time_given(&self, key: &str) -> Option<Duration> {
         let is_known = self.asked.iter().any(|asked| asked == key);

@@ -66,13 +66,14 @@ impl Entry<'_> {
         self.get(name).and_then(json::text)
     }
 
-    /// Whether it was made of this dialog ([`Dialog::index`]): its `dialog` is a number, or a list of them.
-    pub fn is_of_dialog(&self, index: usize) -> bool {
-        let is_it = |value: &RawValue| serde_json::from_str(value.get()).ok() == Some(index);
-        self.get("dialog").is_some_and(|value| {
-            let several = json::elements(value.get());
-            several.map_or_else(|| is_it(value), |all| all.into_iter().any(is_it))
-        })
+    /// The dialogs that it was made of ([`Dialog::index`]): its `dialog` is a number, or a list of them.
+    pub fn dialogs(&self) -> Vec<usize> {
+        let Some(value) = self.get("dialog") else {
+            return Vec::new();
+        };
+        let all = json::elements(value.get()).unwrap_or_else(|| vec![value]);
+        let index = |value: &RawValue| serde_json::from_str(value.get()).ok();
+        all.into_iter().filter_map(index).collect()
     }
 
     /// The body, as JSON. One that is the text of an object or array is that, whatever its encoding says, as
@@ -369,7 +370,7 @@ mod tests {
         let indices: Vec<usize> = analyses.iter().map(|it| it.index).collect();
         assert_eq!(indices, [0, 2, 3]);
         let of = |dialog| -> Vec<bool> {
-            let of = |it: &Entry| it.is_of_dialog(dialog);
+            let of = |it: &Entry| it.dialogs().contains(&dialog);
             analyses.iter().map(of).collect()
         };
         assert_eq!(of(0), [false, true, false]);

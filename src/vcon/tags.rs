@@ -5,13 +5,14 @@
 //! text. Written is the JSON text of a list.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
 use super::document::{Member, Part, Section, parts_of, parts_to_change};
 use super::json::{self, Borrowed, Object};
-use super::{VconError, parts};
+use super::{Vcon, VconError, parts};
 
 /// Adds each tag, as `name:value`, that is not there yet; returns whether any was added.
 pub(super) fn add(
@@ -23,12 +24,11 @@ pub(super) fn add(
         Some(found) => entries_of(found)?,
         None => Vec::new(),
     };
-    let mut known: Vec<String> = all.iter().filter_map(|entry| json::text(entry)).collect();
+    let mut known: HashSet<String> = all.iter().filter_map(|entry| json::text(entry)).collect();
     let before = all.len();
     for tag in tags {
-        if !known.contains(tag) {
+        if known.insert(tag.clone()) {
             all.push(json::string(tag));
-            known.push(tag.clone());
         }
     }
     if all.len() == before {
@@ -45,6 +45,22 @@ pub(super) fn add(
         }
     }
     Ok(true)
+}
+
+impl Vcon {
+    /// Checks that tags could be added, for whoever pays for them first.
+    ///
+    /// # Errors
+    /// Those of [`Vcon::add_tags`].
+    pub fn check_taggable(&self) -> Result<(), VconError> {
+        self.check_open()?;
+        let attachments = parts_of(&self.members, Section::Attachments)?;
+        let mut attachments = attachments.iter().filter_map(Part::object);
+        match attachments.find(|attachment| is_tags(attachment)) {
+            Some(found) => entries_of(&found).map(drop),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Makes these the tags of an attachment.
@@ -186,6 +202,25 @@ mod tests {
         vcon.add_tags(&tags(&["a:b"])).unwrap();
         assert!(vcon.is_changed());
         vcon.to_json()
+    }
+
+    #[test]
+    fn it_is_known_beforehand_whether_tags_can_be_added() {
+        let encoded = r#"{"purpose":"tags","body":"YQ","encoding":"base64url"}"#;
+        for text in [
+            &with(encoded),
+            &with(r#"{"purpose":"tags","body":"[]"}"#),
+            &with(&format!("{{}},{encoded}")),
+            &with(""),
+            r#"{"attachments":{}}"#,
+            r#"{"attachments":"x"}"#,
+            r#"{"payload":"p","signature":"s"}"#,
+        ] {
+            let mut vcon = parse(text);
+            let checked = vcon.check_taggable().is_ok();
+            let is_added = vcon.add_tags(&tags(&["a:b"])).is_ok();
+            assert_eq!(checked, is_added, "{text}");
+        }
     }
 
     #[test]

@@ -297,9 +297,6 @@ fn what_may_pass_is_tried_again() {
             "Retry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
             json!("loading"),
         ),
-        Say::Body("{\"text\": \"half"),
-        Say::Body("<html>a portal</html>"),
-        Say::Body("{\"words\": []}"),
         Say::CutBefore,
         Say::CutAfter,
         Say::CutInHead,
@@ -362,6 +359,21 @@ fn a_refused_deployment_is_waited_out_and_the_reason_shown_without_the_key() {
 }
 
 #[test]
+fn a_good_answer_without_a_transcript_is_paid_for_once() {
+    let (redis, speech) = (
+        Redis::plain(),
+        Speech::saying(&[Say::Body("<html>a portal</html>")]),
+    );
+    let daemon = daemon(&redis, &speech, "openai").start();
+    let one = sample(json!([inline("x")]));
+    submit(&redis, "default", std::slice::from_ref(&one));
+    let reason = reason(&redis, &one);
+    assert!(reason.contains("has no transcript"), "{reason}");
+    assert_eq!(speech.heard().len(), 1);
+    daemon.stop();
+}
+
+#[test]
 fn audio_that_is_refused_makes_a_dead_letter() {
     let (redis, speech) = (Redis::plain(), Speech::new());
     let daemon = daemon(&redis, &speech, "groq").start();
@@ -414,10 +426,6 @@ fn audio_that_cannot_be_had_is_the_fault_of_its_dialog_or_waited_for() {
         (
             json!({"type": "recording", "body": "hello", "encoding": "none"}),
             "encoding none",
-        ),
-        (
-            json!({"type": "recording", "mimetype": "audio/wav"}),
-            "neither a body nor a URL",
         ),
     ] {
         let one = sample(json!([dialog]));

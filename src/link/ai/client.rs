@@ -11,8 +11,9 @@ use ureq::http::header::CONTENT_TYPE;
 use super::to_json;
 use crate::deadline::Deadline;
 use crate::failure::{Failure, FailureKind};
-use crate::http_client::{Answer, Url, retry_after};
+use crate::http_client::{Answer, Url};
 use crate::link::service::openai::OpenAiServer;
+use crate::link::service::reply::sound;
 use crate::link::service::{Sent, without_usage_reports};
 use crate::options::Options;
 
@@ -60,7 +61,8 @@ impl<'a> Message<'a> {
 pub(in crate::link) struct Question<'a> {
     pub model: &'a str,
     pub input: &'a str,
-    pub temperature: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<&'a RawValue>,
 }
 
 /// A number as an option has it, as JSON: 0 and not 0.0.
@@ -140,12 +142,13 @@ impl Client {
     }
 }
 
-/// The JSON of an answer. What is none may come from a proxy.
+/// The JSON of a good answer. It is paid for whether it can be read or not: it is not asked for again at once.
 fn json_of(url: &Url, answer: &Answer) -> Result<Value, Failure> {
-    serde_json::from_slice(&answer.body).map_err(|error| {
-        Failure::transient(format!("{url} answered with what is not JSON: {error}"))
-            .until(retry_after(&answer.headers))
-    })
+    let value = sound(&answer.body).and_then(|text| {
+        let value = serde_json::from_str(&text);
+        value.map_err(|error| format!("it is not JSON: {error}"))
+    });
+    value.map_err(|why| Failure::refused(format!("the answer of {url} cannot be used: {why}")))
 }
 
 /// The text of a chat's next message.
@@ -156,18 +159,23 @@ fn reply_of_chat(answer: &Value, url: &Url) -> Result<String, Failure> {
         return Err(no_result(url, "`choices`"));
     };
     let content = message.get("content").map(text_of).unwrap_or_default();
+    let end = choice.get("finish_reason").and_then(Value::as_str);
     if !content.trim().is_empty() {
+        warn_if_cut(url, end);
         return Ok(content);
     }
     let refusal = message.get("refusal").and_then(Value::as_str);
-    let end = choice.get("finish_reason").and_then(Value::as_str);
     Err(no_text(url, refusal, end))
 }
 
 /// The text of the answer to a single question.
 fn reply_of_response(answer: &Value, url: &Url) -> Result<String, Failure> {
+    let end = answer
+        .get("incomplete_details")
+        .and_then(|it| it.get("reason")?.as_str());
     let top = answer.get("output_text").and_then(Value::as_str);
     if let Some(text) = top.filter(|text| !text.trim().is_empty()) {
+        warn_if_cut(url, end);
         return Ok(text.to_owned());
     }
     let Some(output) = answer.get("output").and_then(Value::as_array) else {
@@ -185,13 +193,11 @@ fn reply_of_response(answer: &Value, url: &Url) -> Result<String, Failure> {
     };
     let text = texts("output_text", "text");
     if !text.trim().is_empty() {
+        warn_if_cut(url, end);
         return Ok(text);
     }
     let refusal = texts("refusal", "refusal");
     let refusal = (!refusal.is_empty()).then_some(refusal.as_str());
-    let end = answer
-        .get("incomplete_details")
-        .and_then(|it| it.get("reason")?.as_str());
     Err(no_text(url, refusal, end))
 }
 
@@ -209,7 +215,17 @@ fn text_of(content: &Value) -> String {
 
 /// The failure of an answer in which nothing is as it should be.
 fn no_result(url: &Url, what: &str) -> Failure {
-    Failure::transient(format!("{url} answered without {what}"))
+    Failure::refused(format!("{url} answered without {what}"))
+}
+
+/// The ends of an answer that the model did not come to the end of.
+const CUT: [&str; 2] = ["length", "max_output_tokens"];
+
+/// Logs that a reply is cut, which is kept all the same: more would cost the same again, and be cut as well.
+fn warn_if_cut(url: &Url, end: Option<&str>) {
+    if end.is_some_and(|end| CUT.contains(&end)) {
+        log::warn!("the model of {url} came to its length limit: a reply is kept that is cut");
+    }
 }
 
 /// The failure of an answer in which a model says nothing, or no.
@@ -219,7 +235,7 @@ fn no_text(url: &Url, refusal: Option<&str>, end: Option<&str>) -> Failure {
         (None, Some("content_filter")) => {
             Failure::permanent(format!("the content filter of {url} let no answer through"))
         }
-        (None, Some("length" | "max_output_tokens")) => Failure::refused(format!(
+        (None, Some(end)) if CUT.contains(&end) => Failure::refused(format!(
             "the model of {url} came to its length limit before it said anything"
         )),
         (None, _) => Failure::refused(format!("the model of {url} gave an empty answer")),
@@ -398,6 +414,30 @@ mod tests {
                 request.contains("authorization: bearer key123"),
                 "{request}"
             );
+        }
+    }
+
+    #[test]
+    fn a_good_answer_is_read_or_in_doubt_the_vcons() {
+        let url: Url = "http://h".parse().unwrap();
+        let read = |body: &str| {
+            let answer = Answer {
+                status: ureq::http::StatusCode::OK,
+                headers: ureq::http::HeaderMap::new(),
+                body: body.as_bytes().to_owned(),
+            };
+            reply_of_chat(&json_of(&url, &answer)?, &url)
+        };
+        let cut = r#"{"choices":[{"message":{"content":"a\ud83d"}}]}"#;
+        assert_eq!(read(cut).as_deref(), Ok("a\u{fffd}"));
+        let deep = format!(
+            "{{\"x\":{}1{},\"choices\":[]}}",
+            "[".repeat(200),
+            "]".repeat(200)
+        );
+        for body in ["<html>", "{", "[]", "{\"choices\":[]}", &deep] {
+            let failure = read(body).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
         }
     }
 

@@ -17,6 +17,7 @@ pub(super) mod client;
 mod selection;
 mod source;
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
@@ -70,6 +71,11 @@ pub(super) trait Inquiry: Send {
 
     /// Whether the link may be configured without credentials: then vCons wait for them.
     fn may_lack_credentials(&self) -> bool {
+        false
+    }
+
+    /// Whether what it finds out may become tags.
+    fn tags(&self) -> bool {
         false
     }
 
@@ -137,7 +143,9 @@ impl Analyst {
         };
         let more = [("vendor_schema", &*schema)];
         vcon.add_analysis_with(&self.analysis_type, &[dialog], vendor, body, &more)?;
-        vcon.add_tags(&finding.tags)?;
+        if !finding.tags.is_empty() {
+            vcon.add_tags(&finding.tags)?;
+        }
         Ok(())
     }
 
@@ -167,14 +175,25 @@ impl<I: Inquiry> PerDialog<I> {
         refused: &[(usize, Failure)],
     ) -> Result<Option<(usize, String)>, VconError> {
         let analyses: Vec<Entry<'_>> = vcon.analysis()?.collect();
-        let is_result = |it: &&Entry<'_>| self.analyst.is_ours(it) && !self.inquiry.is_anothers(it);
+        let mut done: HashSet<usize> = refused.iter().map(|(dialog, _)| *dialog).collect();
+        // One pass over the analyses: there may be thousands of them, and of dialogs.
+        let mut sources: HashMap<usize, Vec<&Entry<'_>>> = HashMap::new();
+        for analysis in &analyses {
+            if self.analyst.is_ours(analysis) && !self.inquiry.is_anothers(analysis) {
+                done.extend(analysis.dialogs());
+            }
+            if self.source.is_in(analysis) {
+                for dialog in analysis.dialogs() {
+                    sources.entry(dialog).or_default().push(analysis);
+                }
+            }
+        }
         for dialog in vcon.dialog()? {
             let index = dialog.index;
-            let of_dialog = || analyses.iter().filter(|it| it.is_of_dialog(index));
-            if refused.iter().any(|(it, _)| *it == index) || of_dialog().any(|it| is_result(&it)) {
+            let Some(sources) = sources.get(&index).filter(|_| !done.contains(&index)) else {
                 continue;
-            }
-            if let Some(text) = of_dialog().find_map(|it| self.source.text(it)) {
+            };
+            if let Some(text) = sources.iter().find_map(|it| self.source.text(it)) {
                 return Ok(Some((index, text)));
             }
         }
@@ -193,6 +212,10 @@ impl<I: Inquiry> Link for PerDialog<I> {
                 None => Ok(Next::Continue),
             };
         };
+        // What cannot be kept is not paid for.
+        if self.inquiry.tags() {
+            vcon.check_taggable()?;
+        }
         let asked = {
             let _permit = context.permit()?;
             self.inquiry.ask(&text, &self.client, context.deadline)
@@ -232,7 +255,28 @@ pub(super) fn json_in(reply: &str) -> &str {
         .strip_prefix("```")
         .and_then(|text| text.strip_suffix("```"));
     let Some(inside) = fenced else { return text };
-    inside.strip_prefix("json").unwrap_or(inside).trim()
+    match inside.split_at_checked(4) {
+        Some((word, rest)) if word.eq_ignore_ascii_case("json") => rest.trim(),
+        _ => inside.trim(),
+    }
+}
+
+/// Reads the option `model`.
+pub(super) fn model(options: &mut Options, default: &str) -> String {
+    let model = options.string_or("model", default);
+    if model.trim().is_empty() {
+        options.fault("model", "must not be empty");
+    }
+    model
+}
+
+/// Reads the option `temperature`: nothing is sent if it is `null`, which some models want.
+pub(super) fn temperature(options: &mut Options, default: f64) -> Option<Box<RawValue>> {
+    let value = options.number_or("temperature", default);
+    if !(0.0..=2.0).contains(&value) {
+        options.fault("temperature", "must be from 0 to 2");
+    }
+    (!options.is_null("temperature")).then(|| client::number(value))
 }
 
 /// Reads the option `response_format`: JSON, unless something else is asked for.
@@ -352,12 +396,17 @@ pub(super) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::FailureKind;
     use crate::secret::Secret;
 
     #[test]
     fn json_is_found_within_a_fence() {
-        for reply in ["{}", " {} \n", "```json\n{}\n```", "```\n{}\n```\n"] {
+        for reply in [
+            "{}",
+            " {} \n",
+            "```json\n{}\n```",
+            "```JSON\n{}```",
+            "```\n{}\n```\n",
+        ] {
             assert_eq!(json_in(reply), "{}");
         }
         assert_eq!(json_in("```{}"), "```{}");

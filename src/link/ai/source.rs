@@ -47,10 +47,15 @@ impl Source {
         }
     }
 
+    /// Whether an analysis is of the type that has the text.
+    pub fn is_in(&self, analysis: &Entry<'_>) -> bool {
+        analysis.text("type").as_deref() == Some(&self.analysis_type)
+    }
+
     /// The text in this analysis, if it is of the right type and has one. What is a list or an object there, as
     /// a transcript by speakers is, counts as its JSON.
     pub fn text(&self, analysis: &Entry<'_>) -> Option<String> {
-        if analysis.text("type").as_deref() != Some(&self.analysis_type) {
+        if !self.is_in(analysis) {
             return None;
         }
         let (first, rest) = self.location.split_first()?;

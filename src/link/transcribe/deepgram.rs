@@ -13,6 +13,7 @@ use super::{Input, Transcript, Vendor, unreadable};
 use crate::deadline::Limit;
 use crate::failure::Failure;
 use crate::link::service::Sent;
+use crate::link::service::reply::sound;
 use crate::link::service::server::{Server, url_or};
 use crate::options::Options;
 
@@ -84,7 +85,8 @@ impl Deepgram {
 
     fn transcript(&self, body: &[u8]) -> Result<Transcript, Failure> {
         let url = &self.service.url;
-        let reply: Reply = serde_json::from_slice(body).map_err(|error| unreadable(url, error))?;
+        let text = sound(body).map_err(|why| unreadable(url, why))?;
+        let reply: Reply = serde_json::from_str(&text).map_err(|error| unreadable(url, error))?;
         let channel = reply.results.channels.into_iter().next();
         let language = channel.as_ref().and_then(|it| it.detected_language.clone());
         let first = channel.and_then(|channel| channel.alternatives.into_iter().next());

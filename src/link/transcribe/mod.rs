@@ -20,6 +20,7 @@ mod deepgram;
 mod hugging_face;
 mod openai;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
@@ -30,6 +31,7 @@ use self::audio::{Audio, Label, Source};
 use self::deepgram::Deepgram;
 use self::hugging_face::HuggingFace;
 use self::openai::OpenAi;
+use super::service::reply::sound;
 use super::service::{all_refused, shown, without_usage_reports};
 use super::{Context, Link, LinkError, Next};
 use crate::deadline::{Deadline, Limit};
@@ -258,18 +260,11 @@ impl Transcribe {
         vcon: &'a Vcon,
         refused: &[(usize, Failure)],
     ) -> Result<Option<Dialog<'a>>, VconError> {
-        let discarded = self.discarded.iter().flat_map(|(_, dialogs)| dialogs);
-        let mut done: Vec<usize> = discarded.copied().collect();
+        let mut done = transcribed(vcon)?;
+        done.extend(self.discarded.iter().flat_map(|(_, dialogs)| dialogs));
         done.extend(refused.iter().map(|(dialog, _)| *dialog));
-        for dialog in vcon.dialog()? {
-            if !done.contains(&dialog.index)
-                && self.is_wanted(&dialog)
-                && !has_transcript(vcon, dialog.index)?
-            {
-                return Ok(Some(dialog));
-            }
-        }
-        Ok(None)
+        let mut dialogs = vcon.dialog()?;
+        Ok(dialogs.find(|it| !done.contains(&it.index) && self.is_wanted(it)))
     }
 
     /// Whether a dialog is a recording that is not known to be too short.
@@ -292,7 +287,10 @@ impl Transcribe {
         let vendor = self.vendor()?;
         let input = match source {
             Source::Inline(bytes) => Input::Audio(Audio::inline(bytes, label)),
-            Source::Url(url) if vendor.fetches_urls() => Input::Url(url),
+            Source::Url(url) if vendor.fetches_urls() => {
+                self.fetcher.check_url(&url)?;
+                Input::Url(url)
+            }
             Source::Url(url) => Input::Audio(self.fetch(&url, label, context.deadline)?),
         };
         if let Input::Audio(audio) = &input
@@ -334,7 +332,16 @@ impl Link for Transcribe {
             let (index, label) = (dialog.index, Label::of(&dialog));
             let prefers_urls = self.vendor()?.fetches_urls();
             let source = match Source::of(&dialog, prefers_urls) {
-                Ok(source) => source,
+                Ok(Some(source)) => source,
+                Ok(None) => {
+                    log::warn!(
+                        vcon_id = id.as_str();
+                        "dialog {index} of {id} is not transcribed: it has neither a body nor a URL"
+                    );
+                    drop(dialog);
+                    self.discard(&id, index);
+                    continue;
+                }
                 // Nobody was asked: the next one can be looked at right away.
                 Err(why) => {
                     context.refused.push((index, Failure::permanent(why)));
@@ -393,17 +400,19 @@ impl Link for Transcribe {
     }
 }
 
-/// Whether a dialog has a transcript already.
-fn has_transcript(vcon: &Vcon, dialog: usize) -> Result<bool, VconError> {
+/// The dialogs that have a transcript already.
+fn transcribed(vcon: &Vcon) -> Result<HashSet<usize>, VconError> {
     let is_transcript = |kind: String| kind == TRANSCRIPT;
-    let mut analyses = vcon.analysis()?;
-    Ok(analyses.any(|it| it.text("type").is_some_and(is_transcript) && it.is_of_dialog(dialog)))
+    let analyses = vcon.analysis()?;
+    let transcripts = analyses.filter(|it| it.text("type").is_some_and(is_transcript));
+    Ok(transcripts.flat_map(|it| it.dialogs()).collect())
 }
 
 /// The body of an answer that is an object with `text`.
 fn text_of_answer(url: &Url, body: &[u8]) -> Result<Transcript, Failure> {
     let unreadable = |error: &dyn std::fmt::Display| unreadable(url, error);
-    let value: &RawValue = serde_json::from_slice(body).map_err(|error| unreadable(&error))?;
+    let text = sound(body).map_err(|why| unreadable(&why))?;
+    let value: &RawValue = serde_json::from_str(&text).map_err(|error| unreadable(&error))?;
     let members: Value = serde_json::from_str(value.get()).map_err(|error| unreadable(&error))?;
     match members.get("text") {
         Some(Value::String(_)) => Ok(Transcript::Body(value.to_owned())),
@@ -411,11 +420,11 @@ fn text_of_answer(url: &Url, body: &[u8]) -> Result<Transcript, Failure> {
     }
 }
 
-/// A 2xx answer that is not what the service is known to answer.
+/// A 2xx answer that is not what the service is known to answer. It is paid for, and not asked for again at once.
 fn unreadable(url: &Url, why: impl std::fmt::Display) -> Failure {
     let why: String = why.to_string().chars().take(LONGEST_REASON).collect();
     let why = printable(&why);
-    Failure::transient(format!("the answer of {url} has no transcript: {why}"))
+    Failure::refused(format!("the answer of {url} has no transcript: {why}"))
 }
 
 #[cfg(test)]
@@ -578,12 +587,6 @@ mod tests {
             (500, no("later"), FailureKind::Transient),
             (429, no("later"), FailureKind::Busy),
             (401, no("who are you"), FailureKind::Denied),
-            (200, "{\"results\":".to_owned(), FailureKind::Transient),
-            (
-                200,
-                "{\"results\":{\"channels\":[]}}".to_owned(),
-                FailureKind::Transient,
-            ),
         ] {
             let (address, server) = serve_with(vec![(status, body)]);
             let (runs, end) = run(&mut *deepgram(&address, ""), &mut three());
@@ -607,6 +610,49 @@ mod tests {
             "{failure}"
         );
         server.join().unwrap();
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_used_is_not_paid_for_again() {
+        let deep = format!("{}1{}", "[".repeat(5000), "]".repeat(5000));
+        let deep = format!(
+            r#"{{"results":{{"channels":[{{"alternatives":[{{"transcript":"w","words":{deep}}}]}}]}}}}"#
+        );
+        for body in ["{\"results\":", "{\"results\":{\"channels\":[]}}", &deep] {
+            let answers = vec![(200, body.to_owned()), (200, heard("drei", 0.9))];
+            let (address, server) = serve_with(answers);
+            let mut vcon = three();
+            let (runs, end) = run(&mut *deepgram(&address, ""), &mut vcon);
+            let Err(LinkError::Failed(failure)) = end else {
+                unreachable!("{end:?}")
+            };
+            assert_eq!((runs, failure.kind), (2, FailureKind::Refused), "{failure}");
+            assert_eq!(analyses(&mut vcon)[0]["dialog"], 3);
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_service_is_not_sent_to_what_only_its_own_machines_reach() {
+        for url in ["http://169.254.169.254/latest", "file:///etc/passwd"] {
+            let mut vcon = vcon(&json!([{"type": "recording", "url": url}]));
+            let (runs, end) = run(&mut *deepgram("127.0.0.1:1", ""), &mut vcon);
+            let Err(LinkError::Failed(failure)) = end else {
+                unreachable!("{end:?}")
+            };
+            assert_eq!(
+                (runs, failure.kind),
+                (0, FailureKind::Permanent),
+                "{failure}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_recording_without_audio_is_passed_over() {
+        let mut vcon = vcon(&json!([{"type": "recording"}, {"type": "recording", "url": " "}]));
+        let (runs, end) = run(&mut *deepgram("127.0.0.1:1", ""), &mut vcon);
+        assert_eq!((runs, end), (0, Ok(Next::Continue)));
     }
 
     #[test]

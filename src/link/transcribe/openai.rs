@@ -109,7 +109,7 @@ const TRANSCRIPTIONS: &str = "audio/transcriptions";
 /// The fields of each form. What is not given is left to the server.
 fn fields(options: &mut Options, model: &str) -> Vec<(&'static str, String)> {
     let formats = ["json", "verbose_json", "diarized_json"];
-    let mut fields = vec![("model", options.string_or("model", model))];
+    let mut fields = vec![("model", crate::link::ai::model(options, model))];
     let format = options.word_or("response_format", "json", &formats);
     fields.push(("response_format", format.unwrap_or("json").to_owned()));
     for name in ["language", "prompt", "chunking_strategy"] {
