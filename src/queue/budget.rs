@@ -37,8 +37,8 @@ const HOLD: f64 = 0.6;
 /// The part of the slack that the reserve may take. The rest is for whoever comes late for a token that was due.
 const RESERVE: f64 = 0.6;
 
-/// A token is good for at least so many round trips to Redis: one until it is here, one to claim with it.
-const HELD_TRIPS: f64 = 2.6;
+/// A token is good for at least so many round trips to Redis: one until it is here, the others to claim with it.
+const HELD_TRIPS: f64 = 4.5;
 
 /// A longer round trip is none that a rate is lowered for.
 const LONGEST_TRIP: Duration = Duration::from_millis(33);

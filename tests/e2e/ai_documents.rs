@@ -48,7 +48,7 @@ fn deepgram(speech: &Speech) -> Vendor {
     let url = format!("{}/", speech.url());
     let api = json!({"model": "nova-2", "smart_format": true});
     Vendor {
-        options: json!({"vendor": "deepgram", "vendor_options": {"DEEPGRAM_KEY": SPEECH_KEY,
+        options: json!({"vendor": "deepgram", "allow_private_urls": true, "vendor_options": {"DEEPGRAM_KEY": SPEECH_KEY,
             "base_url": url, "minimum_duration": 0, "api": api}}),
         text_location: "body.paragraphs.transcript",
         body: |said| {

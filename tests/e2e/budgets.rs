@@ -13,7 +13,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, Ledger, PATIENCE, Proxy, Redis, Request, chain, fresh, submit, wait_until,
+    Conserver, Daemon, Ledger, PATIENCE, Proxy, Redis, Request, chain, fresh, number_from_env,
+    submit, wait_until,
 };
 
 /// A server that counts, and may take its time or say no.
@@ -122,11 +123,14 @@ fn with_another_chain(links: &[(&str, Value)]) -> Value {
     config
 }
 
-/// Fails if more came in any window of at least a second than the rate and the burst allow.
+/// Fails if more came in any window of a second to a minute than the rate and the burst allow.
 fn keeps_to(times: &[Instant], rate: f64, burst: f64) {
     for (i, first) in times.iter().enumerate() {
         for (j, last) in times.iter().enumerate().skip(i) {
-            let window = last.duration_since(*first).as_secs_f64().clamp(1.0, 60.0);
+            let window = last.duration_since(*first).as_secs_f64().max(1.0);
+            if window > 60.0 {
+                break;
+            }
             let (count, most) = ((j - i + 1) as f64, rate * window + burst);
             assert!(count <= most, "{count} in {window:.3} s, at most {most:.1}");
         }
@@ -151,8 +155,9 @@ fn two_instances_of_four_workers_keep_to_one_rate_and_use_it() {
     let (rate, burst) = (40.0, 60.0);
     let limit = json!({"rate": "40/s", "burst": 60, "concurrency": 20});
     let config = with_another_chain(&[("hook", server.link(limit))]);
-    let samples = fresh(1000);
-    submit(&redis, "default", &samples);
+    // As many seconds, and what is asked for in them.
+    let seconds = number_from_env("CONSERVER_TEST_BUDGET", 12);
+    submit(&redis, "default", &fresh(seconds * 50 + 400));
     let daemons =
         ["one", "two"].map(|name| daemon(&redis, &config, name).workers(4).lanes(8).start());
     wait_until("the server is asked", PATIENCE, || server.count() > 0);
@@ -177,9 +182,8 @@ fn two_instances_of_four_workers_keep_to_one_rate_and_use_it() {
         assert!(shown.contains("link hook waits for its budget"), "{shown}");
         assert_eq!(daemon.status().unwrap_or_default()["holds"], json!([]));
     }
-    wait_until("it goes on", PATIENCE, || {
-        begin.elapsed() > Duration::from_secs(12)
-    });
+    let time = Duration::from_secs(seconds as u64);
+    wait_until("it goes on", time + PATIENCE, || begin.elapsed() > time);
     let times = times(&server);
     let window = times[times.len() - 1]
         .duration_since(times[0])

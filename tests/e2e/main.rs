@@ -16,6 +16,7 @@
 //! | `CONSERVER_TEST_POOLED` | 300 | vCons that four daemons write through a pooler of PostgreSQL |
 //! | `CONSERVER_TEST_WORKERS` | 350 | workers of one forkserver |
 //! | `CONSERVER_TEST_CUTS` | 40 | bytes at which connections to Redis are cut, each way; a large number is every byte |
+//! | `CONSERVER_TEST_BUDGET` | 12 | seconds for which two instances share a budget |
 //! | `CONSERVER_TEST_SEED` | by lot | which bytes these are |
 //! | `CONSERVER_TORTURE_SECONDS` | 60 | of `torture` |
 //! | `CONSERVER_TORTURE_SEED` | by lot | its random events |

@@ -72,6 +72,7 @@ end
 if ARGV[1] >= '2' then
   try('ZCARD', sorted)
   try('ZRANGE', sorted, 0, 0)
+  try('ZRANGEBYSCORE', sorted, 0, 1)
   try('ZREM', sorted, 'member')
   try('ZREMRANGEBYSCORE', sorted, 0, 1)
 end
