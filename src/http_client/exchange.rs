@@ -15,6 +15,9 @@ use crate::failure::Failure;
 /// No server is left alone for longer than this, whatever it says: a day.
 const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 
+/// After this time, what must not be done twice is asked for again if it may have been done.
+const UNCONFIRMED_WAIT: Duration = Duration::from_secs(30);
+
 /// The answer to a request.
 #[derive(Debug)]
 pub struct Answer {
@@ -44,7 +47,8 @@ pub fn exchange(
 /// The same for what must not be done twice.
 ///
 /// # Errors
-/// Those of [`exchange`]; but whatever goes wrong once the request may have been sent is refused.
+/// Those of [`exchange`]; but after whatever goes wrong once the request may have been sent, the server is left
+/// alone for a while, so that it is not asked again and again for what it has done.
 pub fn exchange_once(
     agent: &Agent,
     request: Request<impl AsSendBody>,
@@ -55,8 +59,8 @@ pub fn exchange_once(
     attempt(agent, request, url, limit, most).map_err(|(failure, phase)| match phase {
         Phase::Unsent => failure,
         Phase::Sent => {
-            let message = failure.message;
-            Failure::refused(format!("{message}; it may have done it all the same"))
+            let message = format!("{}; it may have done it all the same", failure.message);
+            Failure::transient(message).until(Instant::now().checked_add(UNCONFIRMED_WAIT))
         }
     })
 }
@@ -179,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_done_is_not_asked_for_again() {
+    fn what_may_be_done_is_not_asked_for_again_at_once() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url: Url = format!("http://{}/", listener.local_addr().unwrap())
             .parse()
@@ -191,10 +195,12 @@ mod tests {
         };
         // The system has accepted it, and nobody answers.
         let failure = post();
-        assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+        let wait = failure.not_before.map(|time| time - Instant::now());
+        assert!(wait > Some(Duration::from_secs(29)), "{failure} {wait:?}");
         drop(listener);
         let failure = post();
         assert_eq!(failure.kind, FailureKind::Transient, "{failure}");
+        assert_eq!(failure.not_before, None);
     }
 
     #[test]

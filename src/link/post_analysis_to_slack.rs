@@ -7,8 +7,8 @@
 //!
 //! Writes `was_posted_to_slack` into the analysis: `true` once all channels have it, until then the list of
 //! those that have it. That is in Redis before the next message is sent, so a retry posts nothing twice. Whether
-//! a message was posted that Slack does not confirm in time, or before the worker dies, nobody knows: it is not sent
-//! again at once, but it is when the vCon is tried again.
+//! a message was posted that Slack does not confirm in time, or before the worker dies, nobody knows: it is sent
+//! again, half a minute later if Slack was slow.
 
 use std::time::Duration;
 
