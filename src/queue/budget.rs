@@ -380,11 +380,11 @@ mod tests {
                         seen <= allowed + 1e-9,
                         "{limit} {window}: {seen} > {allowed}"
                     );
-                    // And nearly all of it can be used.
+                    // And nearly all of it can be used, or more than half where Redis is far.
                     let least = if trip < Duration::from_millis(5) {
                         0.95
                     } else {
-                        0.7
+                        0.55
                     };
                     assert!(bucket.fill >= least * rate, "{limit} {trip:?}");
                 }
