@@ -108,9 +108,7 @@ impl Bucket {
             reserve: Duration::from_secs_f64(reserve),
         }
     }
-}
 
-impl Bucket {
     /// In which time it fills from one token on.
     fn patience(&self) -> Duration {
         if self.fill == 0.0 {

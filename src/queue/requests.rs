@@ -15,7 +15,7 @@
 
 use std::io::Write;
 use std::mem;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::thread::{self, Thread};
 
 use redis::{
@@ -23,6 +23,7 @@ use redis::{
 };
 
 use super::documents::LARGE;
+use crate::lock::locked;
 use crate::redis_server::Connection;
 
 /// A Lua script: called by its hash, and in full if the server does not know it.
@@ -773,7 +774,7 @@ impl RequestBatcher {
     }
 
     fn lock(&self) -> MutexGuard<'_, BatcherState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 }
 
@@ -787,15 +788,12 @@ impl Waiter {
 
     /// Takes what the lane was woken for, if that has come.
     fn take(&self) -> Handover {
-        mem::replace(
-            &mut *self.handover.lock().unwrap_or_else(PoisonError::into_inner),
-            Handover::Waits,
-        )
+        mem::replace(&mut *locked(&self.handover), Handover::Waits)
     }
 
     /// Hands this to the waiting lane, and wakes it.
     fn give(&self, handover: Handover) {
-        *self.handover.lock().unwrap_or_else(PoisonError::into_inner) = handover;
+        *locked(&self.handover) = handover;
         self.thread.unpark();
     }
 }

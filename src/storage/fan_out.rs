@@ -25,9 +25,10 @@ use std::thread::{self, Scope, Thread};
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
-use super::{Storage, locked};
+use super::Storage;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
+use crate::lock::locked;
 use crate::vcon::{Leaving, Outgoing};
 
 /// An idle thread ends after this time.

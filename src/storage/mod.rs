@@ -24,7 +24,6 @@ pub(crate) mod fuzz {
     pub use super::s3::fuzz::answer as s3;
 }
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::NaiveDate;
@@ -141,11 +140,6 @@ pub fn get(
         ))),
         _ => Ok(found),
     }
-}
-
-/// Locks what no panic leaves half done.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One row of the table of known storages.

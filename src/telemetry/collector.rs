@@ -4,7 +4,7 @@ use std::future::{Future, ready};
 use std::io::Write;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use ureq::http::{HeaderMap, HeaderValue, Method, Uri};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::http_client::{Answer, EXPLANATION, Url, agent, exchange};
+use crate::lock::locked;
 use crate::secret::Secret;
 use crate::settings::TelemetrySettings;
 use crate::visible::printable;
@@ -123,7 +124,7 @@ impl Collector {
     }
 
     fn failure(&self) -> MutexGuard<'_, Option<String>> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.failure)
     }
 
     /// Makes the request with the headers that are set, and notes what is wrong with the answer.

@@ -25,7 +25,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,7 @@ use super::modules::{LaneModules, Stage};
 use super::retry::LaneClock;
 use super::shared::SharedState;
 use crate::config::{Account, Budget, Config, ListName};
+use crate::lock::locked;
 use crate::queue::{
     BudgetClient, BudgetRequest, Granted, LaneWaker, QueueError, Server, Token, most_in_hand,
 };
@@ -130,9 +131,7 @@ impl Granting {
         self.budgets.pool(&self.budget, |pool| pool.under_way += 1);
         self
     }
-}
 
-impl Granting {
     /// The request is not made after all.
     pub fn forgo(mut self) {
         self.is_used = false;
@@ -142,15 +141,7 @@ impl Granting {
 
 impl Drop for Granting {
     fn drop(&mut self) {
-        let now = Instant::now();
-        let none = Token {
-            from: now,
-            use_by: now,
-            back_by: now,
-            at: 0,
-            lease: String::new(),
-        };
-        let token = mem::replace(&mut self.token, none);
+        let token = self.token.clone();
         if self.is_used {
             self.budgets.end(&self.budget, token);
         } else {
@@ -502,10 +493,6 @@ impl Budgets {
 fn leases(tokens: Vec<Token>) -> Vec<String> {
     let leases = tokens.into_iter().map(|token| token.lease);
     leases.filter(|lease| !lease.is_empty()).collect()
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the lane holds tokens in while it works on a vCon: those that it has claimed with. Its clock stands still

@@ -25,7 +25,7 @@ use std::mem;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::super::locked;
+use crate::lock::locked;
 
 /// How long a lane waits for a sync of another.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
