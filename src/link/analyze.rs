@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 
 use super::Link;
 use super::ai::{
-    Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, Schema, model,
-    temperature,
+    Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, TEXT_OF_TRANSCRIPT,
+    model, temperature,
 };
 use crate::deadline::Deadline;
 use crate::failure::Failure;
@@ -25,10 +25,8 @@ struct Analyze {
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     let prompt = options.string_or("prompt", "");
     let model = model(options, "gpt-3.5-turbo-16k");
-    let analyst = Analyst {
-        analysis_type: options.string_or("analysis_type", "summary"),
-        schema: Schema::new(options, &[("model", &model), ("prompt", &prompt)]),
-    };
+    let told = [("model", &*model), ("prompt", &prompt)];
+    let analyst = Analyst::open(options, "summary", &told);
     let inquiry = Analyze {
         system_prompt: options.string_or("system_prompt", "You are a helpful assistant."),
         temperature: temperature(options, 0.0),
@@ -37,7 +35,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     };
     Box::new(PerDialog::open(
         options,
-        "body.paragraphs.transcript",
+        TEXT_OF_TRANSCRIPT,
         analyst,
         inquiry,
     ))

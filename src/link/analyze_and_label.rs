@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 
 use super::Link;
 use super::ai::{
-    Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, Schema, json_in, model,
-    response_format, temperature,
+    Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, TEXT_OF_TRANSCRIPT,
+    json_in, model, response_format, temperature,
 };
 use crate::deadline::Deadline;
 use crate::failure::Failure;
@@ -35,10 +35,8 @@ struct AnalyzeAndLabel {
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     let prompt = options.string_or("prompt", PROMPT);
     let model = model(options, "gpt-4-turbo");
-    let analyst = Analyst {
-        analysis_type: options.string_or("analysis_type", "labeled_analysis"),
-        schema: Schema::new(options, &[("model", &model), ("prompt", &prompt)]),
-    };
+    let told = [("model", &*model), ("prompt", &prompt)];
+    let analyst = Analyst::open(options, "labeled_analysis", &told);
     let inquiry = AnalyzeAndLabel {
         temperature: temperature(options, 0.2),
         response_format: response_format(options),
@@ -47,7 +45,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     };
     Box::new(PerDialog::open(
         options,
-        "body.paragraphs.transcript",
+        TEXT_OF_TRANSCRIPT,
         analyst,
         inquiry,
     ))

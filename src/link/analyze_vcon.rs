@@ -11,8 +11,8 @@ use crossbeam_channel::Receiver;
 use serde_json::value::RawValue;
 
 use super::ai::{
-    Analyst, Chat, Client, Finding, FoundBody, Message, Schema, Selection, json_in, model,
-    temperature, to_json,
+    Analyst, Chat, Client, Finding, FoundBody, Message, Selection, json_in, json_object, model,
+    temperature,
 };
 use super::service::reply::sound;
 use super::{Context, Link, LinkError, Next};
@@ -43,16 +43,13 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     let prompt = options.string_or("prompt", PROMPT);
     let model = model(options, "gpt-3.5-turbo-16k");
     let system_prompt = options.string_or("system_prompt", SYSTEM_PROMPT);
-    let schema = [
+    let told = [
         ("model", &*model),
         ("prompt", &prompt),
         ("system_prompt", &system_prompt),
     ];
     Box::new(AnalyzeVcon {
-        analyst: Analyst {
-            analysis_type: options.string_or("analysis_type", "json_analysis"),
-            schema: Schema::new(options, &schema),
-        },
+        analyst: Analyst::open(options, "json_analysis", &told),
         client: Client::open(options, true),
         selection: Selection::open(options),
         temperature: temperature(options, 0.0),
@@ -75,7 +72,7 @@ impl Link for AnalyzeVcon {
         };
         let _permit = context.permit()?;
         let question = format!("{}\n\n{document}", self.prompt);
-        let format = to_json(&serde_json::json!({"type": "json_object"}))?;
+        let format = json_object();
         let chat = Chat {
             model: &self.model,
             messages: [

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::Link;
 use super::ai::{
-    Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, Schema, json_in, model,
+    Analyst, Chat, Client, Finding, FoundBody, Inquiry, Message, PerDialog, json_in, model,
     response_format, to_json,
 };
 use crate::deadline::Deadline;
@@ -48,11 +48,8 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     let value = options.required_string("tag_value");
     let question = options.required_string("evaluation_question");
     let model = model(options, "gpt-5");
-    let schema = [("model", &*model), ("evaluation_question", &question)];
-    let analyst = Analyst {
-        analysis_type: options.string_or("analysis_type", "tag_evaluation"),
-        schema: Schema::new(options, &schema),
-    };
+    let told = [("model", &*model), ("evaluation_question", &question)];
+    let analyst = Analyst::open(options, "tag_evaluation", &told);
     // The existing worker has them among its defaults, and sends neither.
     for key in ["verbosity", "minimal_reasoning"] {
         options.pass_over(key);

@@ -7,7 +7,8 @@ use serde_json::value::RawValue;
 
 use super::Link;
 use super::ai::{
-    Analyst, Client, Finding, FoundBody, Inquiry, PerDialog, Question, Schema, model, temperature,
+    Analyst, Client, Finding, FoundBody, Inquiry, PerDialog, Question, TEXT_OF_TRANSCRIPT, model,
+    temperature,
 };
 use crate::deadline::Deadline;
 use crate::failure::Failure;
@@ -25,10 +26,8 @@ struct DetectEngagement {
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     let prompt = options.string_or("prompt", PROMPT);
     let model = model(options, "gpt-4.1");
-    let analyst = Analyst {
-        analysis_type: options.string_or("analysis_type", "engagement_analysis"),
-        schema: Schema::new(options, &[("model", &model), ("prompt", &prompt)]),
-    };
+    let told = [("model", &*model), ("prompt", &prompt)];
+    let analyst = Analyst::open(options, "engagement_analysis", &told);
     let inquiry = DetectEngagement {
         temperature: temperature(options, 0.2),
         model,
@@ -36,7 +35,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     };
     Box::new(PerDialog::open(
         options,
-        "body.paragraphs.transcript",
+        TEXT_OF_TRANSCRIPT,
         analyst,
         inquiry,
     ))

@@ -117,21 +117,22 @@ impl Pipeline<'_, '_, '_> {
         let mut attempts = Attempts::new(settings);
         let budget = self.modules.budget_of(&stage);
         let counts_requests = self.modules.counts_requests(name);
+        let note_returned = |is_received: bool| {
+            if is_received {
+                meter.count(Event::Returned);
+            }
+        };
         loop {
             if let Some(not_now) = self.is_left_alone(&stage) {
-                if is_received {
-                    meter.count(Event::Returned);
-                }
+                note_returned(is_received);
                 return Err(Ending::NotNow(vec![not_now]));
             }
             // Until the run has ended.
             let _token = match counts_requests {
                 true => None,
-                false => self.token_for(&stage).inspect_err(|_| {
-                    if is_received {
-                        meter.count(Event::Returned);
-                    }
-                })?,
+                false => self
+                    .token_for(&stage)
+                    .inspect_err(|_| note_returned(is_received))?,
             };
             let start = Instant::now();
             if !counts_requests || budget.is_none() {
@@ -179,9 +180,7 @@ impl Pipeline<'_, '_, '_> {
                 Ok(Next::Halt) => meter.count(Event::Halted),
                 Ok(_) => meter.count(Event::Done),
                 Err(LinkError::Interrupted | LinkError::OverBudget(_)) => {
-                    if is_received {
-                        meter.count(Event::Returned);
-                    }
+                    note_returned(is_received);
                 }
                 Err(LinkError::Failed(_)) => meter.count(Event::Failed),
             }

@@ -72,6 +72,7 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
+    /// Redis has not answered: waits before the next try.
     pub(super) fn wait_for_redis(&mut self, error: &QueueError) -> Result<(), Ending> {
         let waited = self.outage.wait_anyway(error, self.clock);
         waited.map_err(|_| Ending::Interrupted)

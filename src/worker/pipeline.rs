@@ -473,10 +473,7 @@ impl Pipeline<'_, '_, '_> {
                 Err(error @ QueueError::Document(_)) => {
                     return Err(Ending::failed("queue", error.to_string()));
                 }
-                Err(error) => self
-                    .outage
-                    .wait_anyway(&error, self.clock)
-                    .map_err(|_| Ending::Interrupted)?,
+                Err(error) => self.wait_for_redis(&error)?,
             }
         }
     }

@@ -197,17 +197,15 @@ impl Pipeline<'_, '_, '_> {
             false => vec![missing],
         };
         for group in groups {
-            let (mut asked, mut tokens) = (Vec::new(), Vec::new());
+            let mut asked = Vec::new();
             for name in group {
-                if let Some(not_now) = self.is_left_alone(&stage(name)) {
+                let stage = stage(name);
+                if let Some(not_now) = self.is_left_alone(&stage) {
                     unsaved.not_now.push((name.clone(), not_now));
                     continue;
                 }
-                match self.token_for(&stage(name)) {
-                    Ok(token) => {
-                        tokens.push(token);
-                        asked.push(name.clone());
-                    }
+                match self.token_for(&stage) {
+                    Ok(token) => asked.push((name.clone(), token)),
                     Err(Ending::NotNow(stages)) => {
                         let stages = stages.into_iter();
                         unsaved.not_now.extend(stages.map(|it| (name.clone(), it)));
@@ -218,23 +216,23 @@ impl Pipeline<'_, '_, '_> {
             // The wait for a later one may have been long. The last has just begun.
             let last = asked.pop();
             let mut kept = Vec::new();
-            for (name, token) in asked.into_iter().zip(&mut tokens) {
+            for (name, mut token) in asked {
                 match token.take_if(|token| !token.is_fresh()) {
                     Some(over) => {
                         over.forgo();
                         let not_now = NotNow::over_budget(&stage(&name), Instant::now());
                         unsaved.not_now.push((name, not_now));
                     }
-                    None => kept.push(name),
+                    None => kept.push((name, token)),
                 }
             }
             kept.extend(last);
-            let asked = kept;
-            if !asked.is_empty() {
-                let failures = self.save_to(job, leaving, &asked, attempt);
+            // Until the requests have ended.
+            let (names, _tokens): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
+            if !names.is_empty() {
+                let failures = self.save_to(job, leaving, &names, attempt);
                 unsaved.failures.extend(failures);
             }
-            drop(tokens);
         }
         Ok(unsaved)
     }

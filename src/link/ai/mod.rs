@@ -96,18 +96,24 @@ pub(super) struct PerDialog<I> {
 
 /// Who makes an analysis, and of what kind it is.
 pub(super) struct Analyst {
-    pub analysis_type: String,
-    pub schema: Schema,
+    analysis_type: String,
+    schema: Schema,
 }
 
+/// Where the text of a transcript is, unless `source.text_location` says otherwise.
+pub(super) const TEXT_OF_TRANSCRIPT: &str = "body.paragraphs.transcript";
+
+/// What a server is asked for by the option `response_format`, unless it says otherwise.
+const JSON_OBJECT: &str = r#"{"type":"json_object"}"#;
+
 /// What a link tells of itself in `vendor_schema`: nothing that is not to be shown.
-pub(super) struct Schema {
+struct Schema {
     members: Vec<(&'static str, String)>,
 }
 
 impl Schema {
     /// The options of these names, with what they hold. What was looked up in a variable or file is left out.
-    pub fn new(options: &Options, members: &[(&'static str, &str)]) -> Self {
+    fn new(options: &Options, members: &[(&'static str, &str)]) -> Self {
         let looked_up = options.looked_up();
         let shown = |text: &str| shown_text(text.to_owned(), looked_up);
         let members = members.iter();
@@ -127,6 +133,14 @@ impl Schema {
 }
 
 impl Analyst {
+    /// Reads the option `analysis_type`. Of the options, `vendor_schema` tells these.
+    pub fn open(options: &mut Options, default: &str, told: &[(&'static str, &str)]) -> Self {
+        Self {
+            analysis_type: options.string_or("analysis_type", default),
+            schema: Schema::new(options, told),
+        }
+    }
+
     /// Adds the analysis of a finding, and its tags.
     pub fn add(
         &self,
@@ -282,8 +296,13 @@ pub(super) fn temperature(options: &mut Options, default: f64) -> Option<Box<Raw
 /// Reads the option `response_format`: JSON, unless something else is asked for.
 pub(super) fn response_format(options: &mut Options) -> Box<RawValue> {
     let given = options.json("response_format");
-    let json = given.unwrap_or_else(|| r#"{"type":"json_object"}"#.to_owned());
+    let json = given.unwrap_or_else(|| JSON_OBJECT.to_owned());
     RawValue::from_string(json).unwrap_or_default()
+}
+
+/// The format of JSON alone, for a link whose reply must be that.
+pub(super) fn json_object() -> Box<RawValue> {
+    RawValue::from_string(JSON_OBJECT.to_owned()).unwrap_or_default()
 }
 
 /// Writes a value as JSON.

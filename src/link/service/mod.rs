@@ -1,7 +1,8 @@
 //! What all links share that ask a service of somebody else: a model, a transcription, Slack.
 //!
 //! [`server`] makes the requests, [`openai`] finds the server of OpenAI's protocol and its credentials,
-//! [`refusal`] says what an answer that is none means, [`reply`] reads one that is, [`shown`] what a vCon may show of a link's options.
+//! [`refusal`] says what an answer that is none means, [`reply`] reads one that is, [`shown`] what a vCon may show
+//! of a link's options.
 
 pub(super) mod openai;
 pub(super) mod refusal;
