@@ -51,6 +51,8 @@ struct State {
     flow: Flow,
     /// Bytes that may still pass before the connection that carries them is cut, each way.
     cuts: [Option<u64>; 2],
+    /// What stands in the request whose answer is lost, if one is to be.
+    unanswered: Option<Vec<String>>,
     carried: [u64; 2],
     cuts_made: usize,
     accepted: usize,
@@ -71,6 +73,8 @@ struct Link {
     client: TcpStream,
     server: TcpStream,
     doomed: AtomicBool,
+    /// Whether it ends when the server answers, but for an error.
+    is_unanswered: AtomicBool,
 }
 
 /// What becomes of bytes that came in.
@@ -109,6 +113,7 @@ impl Proxy {
         let mut state = self.wires.lock();
         state.flow = Flow::Pass;
         state.cuts = [None; 2];
+        state.unanswered = None;
         drop(state);
         self.wires.changed.notify_all();
         self.open();
@@ -161,6 +166,13 @@ impl Proxy {
     /// next passes. [`Proxy::cuts`] tells when it has happened.
     pub fn cut_after(&self, direction: Direction, bytes: u64) {
         self.wires.lock().cuts[direction as usize] = Some(bytes);
+    }
+
+    /// Ends a connection instead of passing on the answer to the next short request in which all of these stand; an
+    /// error of Redis passes. [`Proxy::cuts`] tells when it has happened.
+    pub fn lose_answer_to(&self, parts: &[&str]) {
+        let parts = parts.iter().map(ToString::to_string).collect();
+        self.wires.lock().unanswered = Some(parts);
     }
 
     /// How many connections were cut so far.
@@ -232,6 +244,7 @@ impl Wires {
             client,
             server,
             doomed: AtomicBool::new(false),
+            is_unanswered: AtomicBool::new(false),
         });
         let mut state = self.lock();
         state.links.retain(|link| link.strong_count() > 0);
@@ -251,7 +264,7 @@ impl Wires {
         let mut buffer = vec![0; 64 << 10];
         loop {
             let read = from.read(&mut buffer).unwrap_or(0);
-            match self.judge(link, direction, read) {
+            match self.judge(link, direction, &buffer[..read]) {
                 Verdict::Drop => return,
                 Verdict::Cut(bytes) => {
                     let _ = write(link, &mut to, &buffer[..bytes]);
@@ -271,7 +284,8 @@ impl Wires {
     }
 
     /// Waits until what was read may go on, and says how much of it.
-    fn judge(&self, link: &Link, direction: Direction, read: usize) -> Verdict {
+    fn judge(&self, link: &Link, direction: Direction, bytes: &[u8]) -> Verdict {
+        let read = bytes.len();
         let came = Instant::now();
         let mut state = self.lock();
         loop {
@@ -291,6 +305,23 @@ impl Wires {
                 Ok((state, _)) => state,
                 Err(poisoned) => poisoned.into_inner().0,
             };
+        }
+        match direction {
+            Direction::ToServer => {
+                let mut parts = state.unanswered.iter().flatten().peekable();
+                if parts.peek().is_some() && parts.all(|part| contains(bytes, part)) {
+                    link.is_unanswered.store(true, Ordering::Release);
+                }
+            }
+            Direction::ToClient if link.is_unanswered.swap(false, Ordering::AcqRel) => {
+                // Of Redis, an error: it does not have the script yet, which comes with the same request once more.
+                if !bytes.starts_with(b"-") {
+                    state.unanswered = None;
+                    state.cuts_made += 1;
+                    return Verdict::Cut(0);
+                }
+            }
+            Direction::ToClient => {}
         }
         let way = direction as usize;
         let cut = match state.cuts[way] {
@@ -326,6 +357,10 @@ impl Link {
             let _ = stream.shutdown(Shutdown::Read);
         }
     }
+}
+
+fn contains(bytes: &[u8], part: &str) -> bool {
+    bytes.windows(part.len()).any(|it| it == part.as_bytes())
 }
 
 fn reset_on_close(stream: &TcpStream) {
