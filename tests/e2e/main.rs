@@ -10,7 +10,7 @@
 //! | `CONSERVER_TEST_REFUSED_SECONDS` | 5 | how long a storage answers 503 or refuses connections |
 //! | `CONSERVER_TEST_BACKLOG` | 200 | vCons that wait for a storage that defers |
 //! | `CONSERVER_TEST_KILLS` | 40 | kills of workers for each start method |
-//! | `CONSERVER_TEST_DEPLOYED` | 200 | vCons through all Python modules of a deployment, while workers and hosts are killed |
+//! | `CONSERVER_TEST_DEPLOYED` | 80 | vCons through all Python modules of a deployment, while workers and hosts are killed |
 //! | `CONSERVER_TEST_OTHERS` | 199 | vCons beside one that kills its workers |
 //! | `CONSERVER_TEST_SHARED` | 20 | vCons that several have in hand at one time |
 //! | `CONSERVER_TEST_POOLED` | 300 | vCons that four daemons write through a pooler of PostgreSQL |

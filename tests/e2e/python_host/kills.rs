@@ -23,7 +23,7 @@ const SUBJECTS: [&str; 6] = [
 const TIMES: usize = 2;
 
 /// How often each of workers and hosts is killed.
-const KILLS: usize = 12;
+const KILLS: usize = 6;
 
 const WORKERS: usize = 4;
 const LANES: usize = 4;
@@ -445,7 +445,7 @@ fn kill_one(pids: &[i32], number: usize) {
 
 #[test]
 fn nothing_is_lost_or_called_out_of_order_while_workers_and_hosts_are_killed() {
-    let count = number_from_env("CONSERVER_TEST_DEPLOYED", 200);
+    let count = number_from_env("CONSERVER_TEST_DEPLOYED", 80);
     let scene = Scene::new(Redis::plain(), count);
     let daemon = scene.start();
     submit(&scene.redis, "default", &scene.samples);

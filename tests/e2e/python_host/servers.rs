@@ -68,7 +68,7 @@ impl Scene {
 #[test]
 fn documents_come_to_mongodb_and_by_sftp_and_back() {
     let scene = Scene::new();
-    let (redis, all) = (&scene.redis, samples("a", 40));
+    let (redis, all) = (&scene.redis, samples("a", 12));
     let daemon = scene.start();
     submit(redis, "default", &all);
     Ledger::of(redis, &all).settles();
@@ -119,12 +119,12 @@ fn documents_come_to_mongodb_and_by_sftp_and_back() {
 /// Ends the server, waits until the storage has failed again and again, and lets the server come back.
 fn vcons_wait_for_a_server(end: impl Fn(&Scene), storage: &str, start_again: impl Fn(&Scene)) {
     let scene = Scene::new();
-    let mut all = samples("a", 20);
+    let mut all = samples("a", 6);
     let daemon = scene.start();
     submit(&scene.redis, "default", &all);
     Ledger::of(&scene.redis, &all).settles();
     end(&scene);
-    let more = samples("b", 20);
+    let more = samples("b", 6);
     submit(&scene.redis, "default", &more);
     // Nobody but the module knows how its server is reached: the vCons themselves try.
     let words = format!("storage {storage} has failed for 3 vCons in a row");
