@@ -165,8 +165,6 @@ impl Queue {
         };
         self.was_small_string
             && !claim.is_noted
-            && claim.context.is_empty()
-            && (finish.context.is_none() || finish.egress.is_empty())
             && claim.id().as_ref() == Some(finish.id)
             && finish.expire.is_none()
             && finish.routes.is_empty()
@@ -185,10 +183,18 @@ impl Queue {
         let head = self.shared_head(lists, finish.egress);
         let mut own = Arguments::default();
         own.arg(self.lane_id.lane.to_string().as_bytes());
-        // A UUID is always JSON.
-        let rest = [&*after_token(&claim.list), b"\"", &claim.entry, b"\"}"].concat();
+        // A UUID is always JSON. A context stands there as Redis has encoded it.
+        let end: &[u8] = match claim.context.is_empty() {
+            true => b"\"}",
+            false => b"\",\"context\":",
+        };
+        let rest = [&*after_token(&claim.list), b"\"", &claim.entry, end].concat();
         own.arg(&[&*claim.token, &rest].concat()).arg(next);
         own.arg(finish.id.as_str().as_bytes());
+        own.arg(match finish.egress {
+            [] => b"",
+            _ => finish.context.unwrap_or(&claim.context),
+        });
         let mut before = Vec::new();
         match finish.document {
             None => {
@@ -244,6 +250,7 @@ impl Queue {
         }
         head.arg(lease.record.as_bytes());
         head.arg(self.expiry.document.to_string().as_bytes());
+        head.arg(self.expiry.context.to_string().as_bytes());
         head.arg(lists.len().to_string().as_bytes());
         for list in lists {
             head.arg(&after_token(list));

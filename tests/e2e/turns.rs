@@ -378,7 +378,10 @@ fn a_turn_that_one_list_refuses_announces_on_none_and_then_on_each_once() {
     let claim = claim_of(&mut queue);
     let id: VconId = claim.id().unwrap();
     let egress = ["first", "second"].map(list);
-    let finish = finish(&id, &egress);
+    let finish = Finish {
+        context: Some(b"{}"),
+        ..finish(&id, &egress)
+    };
     redis.ask::<()>(&["SET", "second", "no list"]);
     let (finished, next) = queue
         .finish_and_claim(&claim, &finish, &[list("in")])
@@ -397,7 +400,57 @@ fn a_turn_that_one_list_refuses_announces_on_none_and_then_on_each_once() {
     assert_eq!(claim.shown(), samples[1].id);
     for name in ["first", "second"] {
         assert_eq!(redis.list(name), [id.as_str()], "{name}");
+        assert_eq!(redis.list(&format!("context:{name}:{id}")), ["{}"]);
     }
+}
+
+#[test]
+fn contexts_go_on_with_their_vcons_in_a_turn() {
+    const OWN: &str = r#"{"trace_id":"ffff"}"#;
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let samples = samples(4);
+    // Of the producer, and as Redis may encode it in the record of a claim.
+    let brought = [None, Some(r#"{"a/b":"\"ü\u0007:"}"#), None, Some("}")];
+    let stored = [None, None, Some(OWN), Some(OWN)];
+    submit(&redis, "in", &samples);
+    for (sample, context) in samples.iter().zip(brought) {
+        if let Some(context) = context {
+            redis.ask::<i64>(&["RPUSH", &format!("context:in:{}", sample.id), context]);
+        }
+    }
+    let egress = ["out", "copy"].map(list);
+    let mut claim = claim_of(&mut queue);
+    for (at, own) in stored.into_iter().enumerate() {
+        assert_eq!(claim.shown(), samples[at].id);
+        assert_eq!(claim.context, brought[at].unwrap_or_default().as_bytes());
+        let id: VconId = claim.id().unwrap();
+        let finish = Finish {
+            context: own.map(str::as_bytes),
+            ..finish(&id, &egress)
+        };
+        let turned = queue.finish_and_claim(&claim, &finish, &[list("in")]);
+        let taken = next(turned);
+        let expected: Vec<&str> = own.or(brought[at]).into_iter().collect();
+        for list in &egress {
+            let key = format!("context:{list}:{id}");
+            assert_eq!(redis.list(&key), expected, "{key}");
+            let left: i64 = redis.ask(&["TTL", &key]);
+            assert_eq!(left > 0, !expected.is_empty(), "{key}: {left}");
+        }
+        match taken {
+            Some((next, _)) => claim = next,
+            None => assert_eq!(at, samples.len() - 1),
+        }
+    }
+    assert_eq!(redis.length("copy"), samples.len());
+    assert_eq!(redis.keys("context:in:*"), Vec::<String>::new());
+    assert_eq!(redis.claims().len(), 0);
+    assert_eq!(
+        redis.has_run("evalsha"),
+        redis.has_run("sort") + 1,
+        "some did not go in the usual way"
+    );
 }
 
 #[test]

@@ -2,11 +2,12 @@
 -- anything unusual it does nothing and tells the lane, which calls `finish` and `claim`.
 -- KEYS: 1 the worker's claims hash, 2 the lease on the instance's name, 3 the list of the entries that the worker has
 --       claimed, then the ingress lists, then the egress lists.
--- ARGV: 1 the record of our lease, 2 the time to live that a document gets once less than half of it is left, 3 the
---       number of ingress lists, then for each what stands between the token and the entry in the record of a claim,
---       then for each lane: lane, the record of its claim, the token of its next one, the UUID to announce, and for its
---       document 'no', or 'is' with the text that must stand there, or 'swap' with the length of that, the key that holds
---       it, and the key that holds the text to write; or, if the user may not compare like that, 'put' with both texts.
+-- ARGV: 1 the record of our lease, 2 the time to live that a document gets once less than half of it is left, 3 that of
+--       contexts, 4 the number of ingress lists, then for each what stands between the token and the entry in the record of
+--       a claim, then for each lane: lane, the record of its claim, up to the context if one came with it, the token of its
+--       next one, the UUID to announce, the context that goes with that or '', and for its document 'no', or 'is' with the
+--       text that must stand there, or 'swap' with the length of that, the key that holds it, and the key that holds the
+--       text to write; or, if the user may not compare like that, 'put' with both texts.
 -- Returns two values for each lane. The first is 1 if the vCon is finished, 2 if it is and its document had been
 -- deleted meanwhile, 0 if the lane no longer holds the claim, 'changed', 'unwritten', or 'unusual'. With 'unwritten',
 -- the second is the error; with 'unusual', that of a refused way to compare. With 1 and 2, it is the entry claimed from
@@ -23,23 +24,23 @@
 -- The lane checks whether an entry is a UUID: a pattern would cost more than everything else done for an entry here.
 local UUID_LENGTH = 36
 local call, pcall, unpack, KEYS, ARGV = redis.call, redis.pcall, unpack, KEYS, ARGV
-local lists = tonumber(ARGV[3])
+local lists = tonumber(ARGV[4])
 
 -- What goes through a script is copied and hashed, byte by byte: for a document, that costs more than all else that is
 -- done for its vCon. So none does: the lanes have put theirs under keys, which are compared, renamed and removed here.
 local compared = {nil, nil, nil, nil}
 -- `first` is the index at which the arguments of each lane begin.
 local lanes, first, count = {nil, nil, nil, nil}, {nil, nil, nil, nil}, 0
-local at = 4 + lists
+local at = 5 + lists
 while ARGV[at] do
   count = count + 1
   lanes[count], first[count] = ARGV[at], at
-  local how = ARGV[at + 4]
+  local how = ARGV[at + 5]
   if how == 'swap' then
-    compared[#compared + 1] = ARGV[at + 6]
     compared[#compared + 1] = ARGV[at + 7]
+    compared[#compared + 1] = ARGV[at + 8]
   end
-  at = at + (how == 'swap' and 8 or how == 'no' and 5 or how == 'is' and 6 or 7)
+  at = at + (how == 'swap' and 9 or how == 'no' and 6 or how == 'is' and 7 or 8)
 end
 -- `HMGET` takes twice the time of `HGET`.
 local held = count == 1 and {call('HGET', KEYS[1], lanes[1])} or call('HMGET', KEYS[1], unpack(lanes))
@@ -50,14 +51,15 @@ local done, ids, finished = {nil, nil, nil, nil}, {nil, nil, nil, nil}, 0
 local is_kept
 for i = 1, count do
   local at = first[i]
-  local id, how = ARGV[at + 3], ARGV[at + 4]
+  local id, how, record = ARGV[at + 3], ARGV[at + 5], ARGV[at + 1]
   local outcome, refusal = 1, false
-  if held[i] ~= ARGV[at + 1] then
+  -- A record that ends in a colon, the context would follow.
+  if held[i] ~= record and not (held[i] and record:byte(-1) == 58 and held[i]:sub(1, #record) == record) then
     -- The lane still holds its claim if the record begins with its token.
-    local token = ARGV[at + 1]:match('^{"since":[%d.]+,"by":"[^"]*"') or ''
+    local token = record:match('^{"since":[%d.]+,"by":"[^"]*"') or ''
     outcome = held[i] and held[i]:sub(1, #token) == token and 'unusual' or 0
   elseif how == 'swap' then
-    local key, size, base, draft = 'vcon:' .. id, tonumber(ARGV[at + 5]), ARGV[at + 6], ARGV[at + 7]
+    local key, size, base, draft = 'vcon:' .. id, tonumber(ARGV[at + 6]), ARGV[at + 7], ARGV[at + 8]
     -- If another text stands there, that may be the new one, from an earlier try.
     outcome = 'unusual'
     local now, reply = pcall('STRLEN', key), false
@@ -86,14 +88,14 @@ for i = 1, count do
     end
   elseif how ~= 'no' then
     local key = 'vcon:' .. id
-    local now, text = pcall('GET', key), ARGV[at + 6]
+    local now, text = pcall('GET', key), ARGV[at + 7]
     if not now then
       outcome = 2
     elseif how == 'is' then
-      if now ~= ARGV[at + 5] then outcome = 'changed' end
+      if now ~= ARGV[at + 6] then outcome = 'changed' end
     elseif now ~= text then
       if is_kept == nil then is_kept = pcall('EXISTS', 'conserver:progress', 'conserver:foreign') ~= 0 end
-      if now ~= ARGV[at + 5] then
+      if now ~= ARGV[at + 6] then
         outcome = 'changed'
       elseif is_kept then
         outcome = 'unusual'
@@ -134,6 +136,16 @@ if finished > 0 then
       break
     end
   end
+  for n = 1, finished do
+    local context = ARGV[first[done[n]] + 4]
+    if context ~= '' then
+      for e = 4 + lists, #KEYS do
+        local key = 'context:' .. KEYS[e] .. ':' .. ids[n]
+        pcall('RPUSH', key, context)
+        pcall('EXPIRE', key, ARGV[3])
+      end
+    end
+  end
 end
 
 -- Takes entries. One command looks at `block` lists at once, to skip empty ones.
@@ -166,10 +178,11 @@ for n = got + 1, wanted do answers[2 * done[n]] = fault == '' and '' or {0, '', 
 -- Claims them. They are nowhere until then: no error may end this script before that.
 local documents = 0
 if got > 0 then
-  -- Redis rarely holds anything about an entry, so one command asks for all of it.
+  -- Redis rarely holds anything about an entry, so one command asks for all of it; often that is a context alone.
   local notes = {'conserver:deaths', 'conserver:lapses', 'conserver:tries', 'conserver:progress', nil, nil, nil, nil}
   for n = 1, got do notes[4 + n] = 'context:' .. KEYS[3 + from[n]] .. ':' .. taken[n] end
-  local is_noted = pcall('EXISTS', unpack(notes)) ~= 0
+  local has_context = pcall('EXISTS', unpack(notes)) ~= 0
+  local is_noted = has_context and pcall('EXISTS', unpack(notes, 1, 4)) ~= 0
   local fields = {nil, nil, nil, nil, nil, nil, nil, nil}
   for n = 1, got do
     local i, entry, list = done[n], taken[n], from[n]
@@ -177,7 +190,7 @@ if got > 0 then
     if #entry ~= UUID_LENGTH then
       kind = 'look'
     else
-      if is_noted then
+      if has_context then
         local popped = pcall('LPOP', notes[4 + n])
         if type(popped) == 'string' then
           if #popped > MOST_OF_CONTEXT then
@@ -203,12 +216,12 @@ if got > 0 then
       if pcall('HEXISTS', 'conserver:progress', KEYS[3 + list] .. '\n' .. entry) ~= 0 then kind = 'look' end
     end
     if kind == 'string' then documents = documents + 1 end
-    if list == 1 and kind == 'string' and not is_noted and fault == '' then
+    if list == 1 and kind == 'string' and context == '' and not is_noted and fault == '' then
       answers[2 * i] = entry
     else
       answers[2 * i] = {list, entry, context, kind, fault, deaths}
     end
-    fields[2 * n - 1], fields[2 * n] = lanes[i], ARGV[first[i] + 2] .. ARGV[3 + list] .. cjson.encode(entry) .. rest
+    fields[2 * n - 1], fields[2 * n] = lanes[i], ARGV[first[i] + 2] .. ARGV[4 + list] .. cjson.encode(entry) .. rest
   end
   -- A full Redis does not refuse it, as it is not the first write. A missing right may.
   if type(pcall('HSET', KEYS[1], unpack(fields))) == 'table' then
