@@ -191,10 +191,6 @@ impl Queue {
         let rest = [&*after_token(&claim.list), b"\"", &claim.entry, end].concat();
         own.arg(&[&*claim.token, &rest].concat()).arg(next);
         own.arg(finish.id.as_str().as_bytes());
-        own.arg(match finish.egress {
-            [] => b"",
-            _ => finish.context.unwrap_or(&claim.context),
-        });
         let mut before = Vec::new();
         match finish.document {
             None => {
@@ -221,6 +217,10 @@ impl Queue {
                     own.arg(text.as_bytes());
                 }
             }
+        }
+        let context = finish.context.unwrap_or(&claim.context);
+        if !context.is_empty() && !finish.egress.is_empty() {
+            own.arg(b"context").arg(context);
         }
         SharedCall {
             command: "EVALSHA",

@@ -5,9 +5,9 @@
 -- ARGV: 1 the record of our lease, 2 the time to live that a document gets once less than half of it is left, 3 that of
 --       contexts, 4 the number of ingress lists, then for each what stands between the token and the entry in the record of
 --       a claim, then for each lane: lane, the record of its claim, up to the context if one came with it, the token of its
---       next one, the UUID to announce, the context that goes with that or '', and for its document 'no', or 'is' with the
---       text that must stand there, or 'swap' with the length of that, the key that holds it, and the key that holds the
---       text to write; or, if the user may not compare like that, 'put' with both texts.
+--       next one, the UUID to announce, and for its document 'no', or 'is' with the text that must stand there, or 'swap'
+--       with the length of that, the key that holds it, and the key that holds the text to write; or, if the user may not
+--       compare like that, 'put' with both texts; then, if a context goes with the UUID, 'context' and that.
 -- Returns two values for each lane. The first is 1 if the vCon is finished, 2 if it is and its document had been
 -- deleted meanwhile, 0 if the lane no longer holds the claim, 'changed', 'unwritten', or 'unusual'. With 'unwritten',
 -- the second is the error; with 'unusual', that of a refused way to compare. With 1 and 2, it is the entry claimed from
@@ -31,16 +31,22 @@ local lists = tonumber(ARGV[4])
 local compared = {nil, nil, nil, nil}
 -- `first` is the index at which the arguments of each lane begin.
 local lanes, first, count = {nil, nil, nil, nil}, {nil, nil, nil, nil}, 0
+local contexts
 local at = 5 + lists
 while ARGV[at] do
   count = count + 1
   lanes[count], first[count] = ARGV[at], at
-  local how = ARGV[at + 5]
+  local how = ARGV[at + 4]
   if how == 'swap' then
+    compared[#compared + 1] = ARGV[at + 6]
     compared[#compared + 1] = ARGV[at + 7]
-    compared[#compared + 1] = ARGV[at + 8]
   end
-  at = at + (how == 'swap' and 9 or how == 'no' and 6 or how == 'is' and 7 or 8)
+  at = at + (how == 'swap' and 8 or how == 'no' and 5 or how == 'is' and 6 or 7)
+  if ARGV[at] == 'context' then
+    contexts = contexts or {}
+    contexts[count] = ARGV[at + 1]
+    at = at + 2
+  end
 end
 -- `HMGET` takes twice the time of `HGET`.
 local held = count == 1 and {call('HGET', KEYS[1], lanes[1])} or call('HMGET', KEYS[1], unpack(lanes))
@@ -51,7 +57,7 @@ local done, ids, finished = {nil, nil, nil, nil}, {nil, nil, nil, nil}, 0
 local is_kept
 for i = 1, count do
   local at = first[i]
-  local id, how, record = ARGV[at + 3], ARGV[at + 5], ARGV[at + 1]
+  local id, how, record = ARGV[at + 3], ARGV[at + 4], ARGV[at + 1]
   local outcome, refusal = 1, false
   -- A record that ends in a colon, the context would follow.
   if held[i] ~= record and not (held[i] and record:byte(-1) == 58 and held[i]:sub(1, #record) == record) then
@@ -59,7 +65,7 @@ for i = 1, count do
     local token = record:match('^{"since":[%d.]+,"by":"[^"]*"') or ''
     outcome = held[i] and held[i]:sub(1, #token) == token and 'unusual' or 0
   elseif how == 'swap' then
-    local key, size, base, draft = 'vcon:' .. id, tonumber(ARGV[at + 6]), ARGV[at + 7], ARGV[at + 8]
+    local key, size, base, draft = 'vcon:' .. id, tonumber(ARGV[at + 5]), ARGV[at + 6], ARGV[at + 7]
     -- If another text stands there, that may be the new one, from an earlier try.
     outcome = 'unusual'
     local now, reply = pcall('STRLEN', key), false
@@ -88,14 +94,14 @@ for i = 1, count do
     end
   elseif how ~= 'no' then
     local key = 'vcon:' .. id
-    local now, text = pcall('GET', key), ARGV[at + 7]
+    local now, text = pcall('GET', key), ARGV[at + 6]
     if not now then
       outcome = 2
     elseif how == 'is' then
-      if now ~= ARGV[at + 6] then outcome = 'changed' end
+      if now ~= ARGV[at + 5] then outcome = 'changed' end
     elseif now ~= text then
       if is_kept == nil then is_kept = pcall('EXISTS', 'conserver:progress', 'conserver:foreign') ~= 0 end
-      if now ~= ARGV[at + 6] then
+      if now ~= ARGV[at + 5] then
         outcome = 'changed'
       elseif is_kept then
         outcome = 'unusual'
@@ -136,14 +142,12 @@ if finished > 0 then
       break
     end
   end
-  for n = 1, finished do
-    local context = ARGV[first[done[n]] + 4]
-    if context ~= '' then
-      for e = 4 + lists, #KEYS do
-        local key = 'context:' .. KEYS[e] .. ':' .. ids[n]
-        pcall('RPUSH', key, context)
-        pcall('EXPIRE', key, ARGV[3])
-      end
+  for n = 1, contexts and finished or 0 do
+    local context = contexts[done[n]]
+    for e = 4 + lists, context and #KEYS or 0 do
+      local key = 'context:' .. KEYS[e] .. ':' .. ids[n]
+      pcall('RPUSH', key, context)
+      pcall('EXPIRE', key, ARGV[3])
     end
   end
 end
