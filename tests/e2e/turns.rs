@@ -446,11 +446,8 @@ fn contexts_go_on_with_their_vcons_in_a_turn() {
     assert_eq!(redis.length("copy"), samples.len());
     assert_eq!(redis.keys("context:in:*"), Vec::<String>::new());
     assert_eq!(redis.claims().len(), 0);
-    assert_eq!(
-        redis.has_run("evalsha"),
-        redis.has_run("sort") + 1,
-        "some did not go in the usual way"
-    );
+    // None went alone.
+    assert!(redis.has_run("sort") >= samples.len() as u64);
 }
 
 #[test]
