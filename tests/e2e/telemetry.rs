@@ -489,17 +489,23 @@ fn metrics_have_the_names_attributes_and_units_of_the_existing_worker() {
     daemon.stop();
 }
 
+/// The spans of each vCon beside a collector that fails: many, so that a few vCons fill the queues.
+const SPANS: usize = 20;
+
 /// Runs vCons beside a collector that fails so; returns the daemon after they are done.
 fn beside(collector: &Collector, redis: &Redis, monitor: &Monitor) -> Daemon {
+    let names: Vec<String> = (3..SPANS).map(|n| format!("link-{n}")).collect();
+    let nothing = delay(0.0).1;
+    let links: Vec<(&str, Value)> = names.iter().map(|it| (&**it, nothing.clone())).collect();
     let files = Files::new();
     let daemon = with(redis, collector)
-        .config(&chain(&[], &[("files", files.storage())]))
+        .config(&chain(&links, &[("files", files.storage())]))
         .workers(2)
         .lanes(2)
         .env("CONSERVER_HTTP", monitor.setting())
         .env("OTEL_EXPORTER_OTLP_TIMEOUT", "3000")
         .start();
-    let samples = fresh(3000);
+    let samples = fresh(12_000 / SPANS);
     submit(redis, "default", &samples);
     Ledger::of(redis, &samples).settles();
     daemon
@@ -530,7 +536,7 @@ fn a_collector_that_is_away_or_refuses_costs_no_vcon_and_what_it_does_not_get_is
         }
         let begun = Instant::now();
         let daemon = beside(&collector, &redis, &monitor);
-        // 3 spans for each of 3000 vCons, of which no more than two queues and what is being sent still wait.
+        // Of 12,000 spans, no more than two queues of 4096 and what is being sent still wait.
         wait_until("dropped spans are counted", PATIENCE, || {
             dropped(&monitor, "traces") > 500.0 && dropped(&monitor, "metrics") > 1.0
         });

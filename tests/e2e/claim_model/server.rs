@@ -20,7 +20,7 @@ const MAX_DEATHS: u32 = 2;
 const MAX_LAPSES: u32 = 2;
 
 /// One in so many steps is taken with everything in Redis.
-const CHECKED: usize = 101;
+const CHECKED: usize = 1009;
 
 pub const LIST: &str = "in";
 pub const EGRESS: &str = "out";
