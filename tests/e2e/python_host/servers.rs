@@ -40,21 +40,18 @@ impl Scene {
 
     /// What MongoDB has of a vCon.
     fn paper(&self, id: &str) -> Option<Value> {
-        let mut papers = self.mongo.documents().into_iter();
-        let mut paper = papers.find(|paper| paper["_id"] == id)?;
-        paper.as_object_mut().expect("an object").remove("_id");
-        Some(paper)
+        paper_of(&self.mongo.documents(), id)
     }
 
     /// Fails unless both servers have each of these as it is in Redis.
     fn have_all(&self, samples: &[Sample]) {
-        let files = self.sshd.files().documents();
-        assert_eq!(self.mongo.documents().len(), samples.len());
+        let (files, papers) = (self.sshd.files().documents(), self.mongo.documents());
+        assert_eq!(papers.len(), samples.len());
         assert_eq!(files.len(), samples.len());
         for sample in samples {
             let document = self.redis.document(&sample.id).expect("a document");
             assert!(document.to_string().contains("marks:default"), "{document}");
-            let paper = self.paper(&sample.id).expect("a document of MongoDB");
+            let paper = paper_of(&papers, &sample.id).expect("a document of MongoDB");
             assert!(same(&paper, &document), "{paper}");
             let (_, file) = files
                 .iter()
@@ -63,6 +60,12 @@ impl Scene {
             assert!(same(file, &document), "{file}");
         }
     }
+}
+
+fn paper_of(papers: &[Value], id: &str) -> Option<Value> {
+    let mut paper = papers.iter().find(|paper| paper["_id"] == id)?.clone();
+    paper.as_object_mut().expect("an object").remove("_id");
+    Some(paper)
 }
 
 #[test]
