@@ -148,7 +148,12 @@ fn attempt(
 /// When the server wants to be asked again, by `Retry-After`: seconds from now, or a date.
 /// See RFC 9110, 10.2.3.
 pub fn retry_after(headers: &HeaderMap) -> Option<Instant> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    retry_after_in(headers, RETRY_AFTER.as_str())
+}
+
+/// The same, by another header that holds what `Retry-After` does.
+pub fn retry_after_in(headers: &HeaderMap, name: &str) -> Option<Instant> {
+    let text = headers.get(name)?.to_str().ok()?.trim();
     let wait = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => {

@@ -32,7 +32,7 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, Body};
 
-pub use exchange::{Answer, exchange, exchange_once, retry_after};
+pub use exchange::{Answer, exchange, exchange_once, retry_after, retry_after_in};
 pub use multipart::Form;
 pub use public::{Fetched, Fetcher};
 

@@ -1,7 +1,7 @@
 //! The links that ask language models, and the one that posts to Slack, against services that answer well and
 //! badly.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -445,6 +445,72 @@ fn a_deployment_that_is_refused_waits_and_the_reason_is_shown() {
         assert_eq!(services.requests().len(), 6);
         shows_no_key(&daemon, &redis, &samples);
     }
+}
+
+/// An error as LiteLLM's proxy gives it: the code is the status.
+fn litellm_error(status: u16, message: &str) -> Value {
+    let code = status.to_string();
+    json!({"error": {"message": message, "type": "invalid_request_error", "param": null, "code": code}})
+}
+
+#[test]
+fn what_litellm_says_of_the_deployment_holds_the_chain_until_it_is_mended() {
+    let (redis, services) = (Redis::plain(), Services::saying("fine"));
+    let options = json!({"LITELLM_PROXY_URL": services.url("/"), "LITELLM_MASTER_KEY": "${SERVICE_KEY}",
+        "model": "nosuchmodel"});
+    let config = chain(&[("summarize", link("analyze", options))], &[]);
+    let said = "/chat/completions: Invalid model name passed in model=nosuchmodel. Call `/v1/models` to view \
+                available models for your key.";
+    let error = Scripted::Status(400, litellm_error(400, said));
+    services.script(vec![error; 1000]);
+    let daemon = conserver(&redis, &config).workers(1).start();
+    // More than those that would make it a refusal.
+    let samples: Vec<Sample> = (0..5).map(|_| sample(&["hello"])).collect();
+    submit(&redis, "default", &samples);
+    wait_until("the chain is on hold", PATIENCE, || {
+        daemon.status().unwrap_or_default()["holds"][0]["denied"] == true
+    });
+    let shown = daemon.conserver().run(&["status"]).stdout;
+    let what =
+        "400 Bad Request: /chat/completions: Invalid model name passed in model=nosuchmodel.";
+    assert!(
+        shown.contains("On hold: link summarize denies access") && shown.contains(what),
+        "{shown}"
+    );
+    assert!(!shown.contains("(400)"), "{shown}");
+    services.mend();
+    Ledger::of(&redis, &samples).settles();
+    for sample in &samples {
+        assert_eq!(bodies(&document(&redis, sample), "summary"), ["fine"]);
+    }
+    assert_eq!(redis.keys("DLQ:*"), Vec::<String>::new());
+    assert_eq!(daemon.count_in_log("went to DLQ"), 0, "{}", daemon.log());
+    shows_no_key(&daemon, &redis, &samples);
+}
+
+#[test]
+fn the_time_that_a_provider_behind_litellm_asks_for_is_waited_for() {
+    let (redis, services) = (Redis::plain(), Services::saying("fine"));
+    let _daemon = conserver(&redis, &summarizing(&services, json!({}))).start();
+    for status in [429, 503] {
+        let body = litellm_error(
+            status,
+            "litellm.RateLimitError: OpenAIException - slow down",
+        );
+        services.script([Scripted::ProviderRetryAfter(status, "2", body)]);
+        let before = services.requests().len();
+        let asked = |count: usize| {
+            wait_until("it is asked", PATIENCE, || {
+                services.requests().len() == before + count
+            });
+            Instant::now()
+        };
+        submit(&redis, "default", &[sample(&["hello"])]);
+        let first = asked(1);
+        let wait = asked(2) - first;
+        assert!(wait > Duration::from_millis(1500), "{status}: {wait:?}");
+    }
+    wait_until("both are done", PATIENCE, || redis.length("done") == 2);
 }
 
 #[test]

@@ -245,6 +245,8 @@ fn no_text(url: &Url, refusal: Option<&str>, end: Option<&str>) -> Failure {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::http_client::tests::{serve, serve_with};
 
@@ -414,6 +416,28 @@ mod tests {
                 request.contains("authorization: bearer key123"),
                 "{request}"
             );
+        }
+    }
+
+    #[test]
+    fn a_probe_fails_if_litellm_does_not_know_the_key_or_its_budget_is_used_up() {
+        let error = |status: u16, kind: &str| {
+            let body =
+                json!({"error": {"message": "no", "type": kind, "code": status.to_string()}});
+            (status, body.to_string())
+        };
+        for (answer, kind) in [
+            (error(400, "no_db_connection"), Some(FailureKind::Denied)),
+            (error(422, "budget_exceeded"), Some(FailureKind::Denied)),
+            (error(400, "invalid_request_error"), None),
+        ] {
+            let (address, server) = serve_with(vec![answer]);
+            let client = client(&format!(
+                "{{LITELLM_PROXY_URL: 'http://{address}', LITELLM_MASTER_KEY: k}}"
+            ));
+            let probed = client.probe();
+            assert_eq!(probed.err().map(|failure| failure.kind), kind);
+            server.join().unwrap();
         }
     }
 

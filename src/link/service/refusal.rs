@@ -2,13 +2,17 @@
 //!
 //! | answer | failure |
 //! |---|---|
-//! | 429, 503 | busy, until `Retry-After`, or the time at which a model is expected to be loaded |
-//! | a used-up quota, an unknown key, model or parameter (429, 400, 422, whatever 4xx); 401, 402, 403, 404, 405, 407, 410, 3xx | denied: the deployment's |
+//! | 429, 503 | busy, until `Retry-After`, that of the provider behind a proxy, or the time at which a model is expected to be loaded |
+//! | a used-up quota or budget, an unknown key, model or parameter (429, 400, 422, whatever 4xx); 401, 402, 403, 404, 405, 407, 410, 3xx | denied: the deployment's |
 //! | 429 for a request that is larger than what the account may ask in a minute | refused |
 //! | 413; 400 and 422 for a text that is too long, or content that is not allowed | permanent: the vCon's |
 //! | for audio: 415; 400 and 422 for what is wrong with the audio | permanent: the vCon's |
 //! | 408, 409, 425, 5xx | transient |
 //! | all others: 400, 422, … | refused: in doubt |
+//!
+//! What tells is a code, or words. LiteLLM puts the status in the place of the provider's code (`"code": "400"`), and
+//! often only the provider's sentence is left. As an error may quote the vCon, such a sentence counts only where the
+//! reason begins, behind what the proxy puts before it: see [`Explanation::begins_with`].
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +21,7 @@ use ureq::http::StatusCode;
 
 use super::hidden;
 use crate::failure::{Failure, FailureKind};
-use crate::http_client::{Answer, Url, retry_after};
+use crate::http_client::{Answer, Url, retry_after, retry_after_in};
 use crate::secret::Secret;
 use crate::visible::printable;
 
@@ -27,8 +31,12 @@ const LONGEST: usize = 300;
 /// The longest time that a model may say it is being loaded.
 const LONGEST_LOAD: f64 = 3600.0;
 
-/// Codes of a deployment that is refused whatever it asks: waiting does not help.
-const DENIED: [&str; 11] = [
+/// Where LiteLLM passes on the `Retry-After` of the provider behind it.
+const PROVIDERS_RETRY_AFTER: &str = "llm_provider-retry-after";
+
+/// Codes of a deployment that is refused whatever it asks: waiting does not help. The last two are types of
+/// LiteLLM: it cannot look up the key, and the key's budget is used up.
+const DENIED: [&str; 13] = [
     "insufficient_quota",
     "billing_hard_limit_reached",
     "billing_not_active",
@@ -40,7 +48,21 @@ const DENIED: [&str; 11] = [
     "unsupported_parameter",
     "unsupported_value",
     "unknown_parameter",
+    "no_db_connection",
+    "budget_exceeded",
 ];
+
+/// How the reason begins where no code says that this deployment is refused.
+const DENIED_REASONS: [&str; 5] = [
+    "invalid model name passed in model=",
+    "unsupportedparamserror:",
+    "unsupported value:",
+    "unsupported parameter:",
+    "you exceeded your current quota",
+];
+
+/// In a reason that begins like these: it is the rate that is exceeded, and time that helps. Gemini says so.
+const PASSES: &str = "please retry in";
 
 /// Codes and words of a request that is too long for the model.
 const TOO_LONG: [&str; 6] = [
@@ -58,6 +80,22 @@ const CONTENT: [&str; 4] = [
     "content_policy_violation",
     "contentpolicyviolation",
     "responsibleaipolicyviolation",
+];
+
+/// How the reason begins where no code says that.
+const CONTENT_REASONS: [&str; 2] = [
+    "your request was rejected as a result of our safety system",
+    // Azure's: "… Azure OpenAI's content management policy".
+    "the response was filtered due to the prompt triggering",
+];
+
+/// What a proxy writes before a reason: the provider's error as JSON, or as Python shows it.
+const WRAPPERS: [&str; 5] = [
+    "litellm.",
+    r#"{"error": {"message": ""#,
+    r#"{"error":{"message":""#,
+    "{'error': {'message': '",
+    "{'error': '",
 ];
 
 /// Codes and words of audio that a service cannot use, or that is too much for it.
@@ -107,7 +145,7 @@ pub(in crate::link) fn of_answer(
     sent: Sent,
     secrets: &[Secret],
 ) -> Failure {
-    let said = Explanation::read(&answer.body);
+    let said = Explanation::read(answer);
     let kind = kind(answer.status, sent, &said);
     let shown = shown(&said, secrets);
     let reason = match shown.is_empty() {
@@ -120,7 +158,11 @@ pub(in crate::link) fn of_answer(
         format!("{url} answered {}{reason}{advice}", answer.status),
     );
     match kind {
-        FailureKind::Busy => failure.until(retry_after(&answer.headers).or(said.ready_at())),
+        FailureKind::Busy => {
+            let time = retry_after(&answer.headers)
+                .or_else(|| retry_after_in(&answer.headers, PROVIDERS_RETRY_AFTER));
+            failure.until(time.or(said.ready_at()))
+        }
         _ => failure,
     }
 }
@@ -128,14 +170,12 @@ pub(in crate::link) fn of_answer(
 fn kind(status: StatusCode, sent: Sent, said: &Explanation) -> FailureKind {
     let is_audio = sent == Sent::Audio;
     match status.as_u16() {
-        400..500 if said.speaks_of(&DENIED) => FailureKind::Denied,
+        400..500 if said.is_denied() => FailureKind::Denied,
         429 if said.message.starts_with("Request too large") => FailureKind::Refused,
         429 | 503 => FailureKind::Busy,
         413 => FailureKind::Permanent,
         415 if is_audio => FailureKind::Permanent,
-        400 | 422 if said.speaks_of(&TOO_LONG) || said.speaks_of(&CONTENT) => {
-            FailureKind::Permanent
-        }
+        400 | 422 if said.speaks_of(&TOO_LONG) || said.is_of_content() => FailureKind::Permanent,
         400 | 422 if is_audio && said.speaks_of(&OF_THE_AUDIO) => FailureKind::Permanent,
         300..=399 | 401..=405 | 407 | 410 | 421 | 426 | 451 => FailureKind::Denied,
         408 | 409 | 425 => FailureKind::Transient,
@@ -188,9 +228,9 @@ impl Explanation {
     /// Reads the error of a server: `{"error": {"message", "type", "code"}}`, `{"error": "…"}`, the same
     /// members at the top, Deepgram's `{"err_msg", "err_code"}` or `{"category", "message", "details"}`, or no
     /// JSON at all.
-    fn read(body: &[u8]) -> Self {
-        let Ok(whole) = serde_json::from_slice::<Value>(body) else {
-            let text = String::from_utf8_lossy(body);
+    fn read(answer: &Answer) -> Self {
+        let Ok(whole) = serde_json::from_slice::<Value>(&answer.body) else {
+            let text = String::from_utf8_lossy(&answer.body);
             let text = text.trim();
             // A page of a proxy says nothing worth showing.
             let message = if text.starts_with('<') { "" } else { text };
@@ -210,11 +250,42 @@ impl Explanation {
             first(inner, &["code"]),
             first(inside, &["type"]),
         ];
+        // LiteLLM's code is the status, and its type may be Python's word for none.
+        let says_more = |code: &String| code != answer.status.as_str() && code != "None";
         let names = ["message", "err_msg", "error", "details", "detail"];
         Self {
-            codes: codes.into_iter().flatten().collect(),
+            codes: codes.into_iter().flatten().filter(says_more).collect(),
             message: first(inside, &names).unwrap_or_default(),
             estimated_time: whole.get("estimated_time").and_then(Value::as_f64),
+        }
+    }
+
+    /// Whether this deployment is refused, whatever it asks.
+    fn is_denied(&self) -> bool {
+        self.speaks_of(&DENIED)
+            || self.begins_with(&DENIED_REASONS) && !self.message.to_lowercase().contains(PASSES)
+    }
+
+    /// Whether the server does not take the content.
+    fn is_of_content(&self) -> bool {
+        self.speaks_of(&CONTENT) || self.begins_with(&CONTENT_REASONS)
+    }
+
+    /// Whether the reason begins with one of these: the message, without what a proxy puts before it.
+    ///
+    /// Such sentences may be said in a conversation, and a server may quote that in an error about something else.
+    /// But it says first what is wrong, and quotes then: at the beginning stand its own words.
+    fn begins_with(&self, known: &[&str]) -> bool {
+        let message = self.message.to_lowercase();
+        let mut rest = message.trim_start();
+        loop {
+            if known.iter().any(|words| rest.starts_with(words)) {
+                return true;
+            }
+            match unwrapped(rest) {
+                Some(inner) => rest = inner.trim_start(),
+                None => return false,
+            }
         }
     }
 
@@ -233,13 +304,27 @@ impl Explanation {
     }
 }
 
+/// A message in lower case without the first of what a proxy puts before a reason, if there is any:
+/// `litellm.RateLimitError: RateLimitError: OpenAIException - `, `/chat/completions: `, the beginning of JSON.
+fn unwrapped(message: &str) -> Option<&str> {
+    if let Some(inner) = WRAPPERS.iter().find_map(|it| message.strip_prefix(it)) {
+        return Some(inner);
+    }
+    let (word, rest) = message.split_once(' ')?;
+    let name = word.strip_suffix(':');
+    let is_path = name.is_some_and(|name| name.starts_with('/'));
+    let name = name.unwrap_or(word);
+    let is_error = name.ends_with("error") || name.ends_with("exception") || name == "-";
+    (is_path || is_error).then_some(rest)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::time::{Duration, Instant};
 
-    use ureq::http::HeaderMap;
     use ureq::http::header::RETRY_AFTER;
+    use ureq::http::{HeaderMap, HeaderName};
 
     use super::*;
 
@@ -310,6 +395,142 @@ mod tests {
         }
     }
 
+    /// What LiteLLM's proxy answers, byte for byte.
+    #[test]
+    fn what_litellm_leaves_of_an_error_is_classified_as_the_providers_own() {
+        use FailureKind::{Busy, Denied, Permanent, Refused};
+        for (status, body, kind) in [
+            // A wrong key, at a proxy without a database.
+            (
+                400,
+                r#"{"error":{"message":"No connected db.","type":"no_db_connection","param":null,"code":"400"}}"#,
+                Denied,
+            ),
+            (
+                422,
+                r#"{"error":{"message":"Budget has been exceeded! Current cost: 10.0, Max budget: 1.0","type":"budget_exceeded","param":null,"code":"422"}}"#,
+                Denied,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"Budget has been exceeded! Current cost: 10.0, Max budget: 1.0","type":"budget_exceeded","param":null,"code":"400"}}"#,
+                Denied,
+            ),
+            (400, NO_SUCH_MODEL, Denied),
+            // Of audio.
+            (
+                400,
+                r#"{"error":{"message":"{'error': '/audio/transcriptions: Invalid model name passed in model=nosuch. Call `/v1/models` to view available models for your key.'}","type":"None","param":"None","code":"400"}}"#,
+                Denied,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"litellm.UnsupportedParamsError: gpt-5 doesn't support temperature=0 while reasoning is active. Only temperature=1 is supported unless reasoning_effort resolves to 'none', either set explicitly on the request or declared as the model's default_reasoning_effort. To drop unsupported params set `litellm.drop_params = True`\n\nLiteLLM: model group 'gpt5strict' failed with the error above. No fallback was attempted.","type":"invalid_request_error","param":null,"code":"400"}}"#,
+                Denied,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"litellm.BadRequestError: OpenAIException - Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported.\n\nLiteLLM: model group 'u-temp' failed with the error above. No fallback was attempted.","type":"invalid_request_error","param":null,"code":"400"}}"#,
+                Denied,
+            ),
+            // As it names Azure.
+            (
+                400,
+                r#"{"error":{"message":"litellm.BadRequestError: AzureException BadRequestError - Unsupported parameter: 'max_tokens' is not supported with this model.","type":"invalid_request_error","param":null,"code":"400"}}"#,
+                Denied,
+            ),
+            (
+                429,
+                r#"{"error":{"message":"litellm.RateLimitError: RateLimitError: OpenAIException - You exceeded your current quota, please check your plan and billing details.\n\nLiteLLM: model group 'u-quota' failed with the error above. No fallback was attempted.","type":"throttling_error","param":null,"code":"429"}}"#,
+                Denied,
+            ),
+            // From `responses`.
+            (
+                429,
+                r#"{"error":{"message":"litellm.RateLimitError: RateLimitError: OpenAIException - {\"error\": {\"message\": \"You exceeded your current quota, please check your plan and billing details.\", \"type\": \"insufficient_quota\", \"param\": null, \"code\": \"insufficient_quota\"}}\n\nLiteLLM: model group 'u-quota' failed with the error above. No fallback was attempted.","type":"throttling_error","param":null,"code":"429"}}"#,
+                Denied,
+            ),
+            (
+                429,
+                r#"{"error":{"message":"litellm.RateLimitError: RateLimitError: OpenAIException - Rate limit reached for gpt-5 in organization org-x on tokens per min (TPM): Limit 10000, Used 9900, Requested 500. Please try again in 6s.\n\nLiteLLM: model group 'u-rl' failed with the error above. No fallback was attempted.","type":"throttling_error","param":null,"code":"429"}}"#,
+                Busy,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"litellm.BadRequestError: OpenAIException - Your request was rejected as a result of our safety system.\n\nLiteLLM: model group 'u-cpol' failed with the error above. No fallback was attempted.","type":"invalid_request_error","param":null,"code":"400"}}"#,
+                Permanent,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"litellm.BadRequestError: OpenAIException - The response was filtered due to the prompt triggering Azure OpenAI's content management policy. Please modify your prompt and retry.\n\nLiteLLM: model group 'u-azfilter' failed with the error above. No fallback was attempted.","type":"invalid_request_error","param":"prompt","code":"400"}}"#,
+                Permanent,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"litellm.BadRequestError: litellm.ContentPolicyViolationError: ContentPolicyViolationError: OpenAIException - {\"error\": {\"message\": \"Your request was rejected as a result of our safety system.\", \"type\": \"invalid_request_error\", \"param\": null, \"code\": \"content_policy_violation\"}}\nmodel=u-cpol. content_policy_fallback=None. fallbacks=None.\n\nSet 'content_policy_fallback' - https://docs.litellm.ai/docs/routing#fallbacks\n\nLiteLLM: model group 'u-cpol' failed with the error above. No fallback was attempted.","type":"invalid_request_error","param":null,"code":"400"}}"#,
+                Permanent,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"litellm.ContextWindowExceededError: litellm.BadRequestError: ContextWindowExceededError: OpenAIException - This model's maximum context length is 8192 tokens. However, your messages resulted in 10000 tokens. Please reduce the length of the messages.\nmodel=u-ctx. context_window_fallbacks=None. fallbacks=None.\n\nSet 'context_window_fallback' - https://docs.litellm.ai/docs/routing#fallbacks\n\nLiteLLM: model group 'u-ctx' failed with the error above. No fallback was attempted.","type":"invalid_request_error","param":null,"code":"400"}}"#,
+                Permanent,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"litellm.BadRequestError: OpenAIException - something else","type":"invalid_request_error","param":null,"code":"400"}}"#,
+                Refused,
+            ),
+        ] {
+            assert_eq!(failure(status, body, None).kind, kind, "{status} {body}");
+        }
+    }
+
+    const NO_SUCH_MODEL: &str = r#"{"error":{"message":"/chat/completions: Invalid model name passed in model=nosuchmodel. Call `/v1/models` to view available models for your key.","type":"invalid_request_error","param":null,"code":"400","provider_specific_fields":{"error":"/chat/completions: Invalid model name passed in model=nosuchmodel. Call `/v1/models` to view available models for your key."}}}"#;
+
+    #[test]
+    fn what_an_error_quotes_of_a_vcon_does_not_count_as_the_servers_reason() {
+        for quoted in DENIED_REASONS.iter().chain(&CONTENT_REASONS) {
+            for before in [
+                "Invalid content: ",
+                "litellm.BadRequestError: OpenAIException - could not parse: ",
+                "litellm.BadRequestError: OpenAIException - Input is 'Error: ",
+            ] {
+                let body = serde_json::json!({"error": {"message": format!("{before}{quoted}"), "code": "400"}});
+                let failure = failure(400, &body.to_string(), None);
+                assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_quota_for_a_minute_is_waited_for() {
+        // Gemini's words for it are those of OpenAI for one that is used up.
+        let body = r#"{"error":{"message":"You exceeded your current quota, please check your plan and billing details. Please retry in 34.07s.","code":"429"}}"#;
+        assert_eq!(failure(429, body, None).kind, FailureKind::Busy);
+    }
+
+    #[test]
+    fn what_the_provider_behind_a_proxy_asks_for_is_waited_for() {
+        let wait = |status, headers: &[(&'static str, &str)]| {
+            let headers = headers
+                .iter()
+                .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+            let answer = Answer {
+                status: StatusCode::from_u16(status).unwrap(),
+                headers: headers.collect(),
+                body: Vec::new(),
+            };
+            let failure = of_answer(&"http://h/".parse().unwrap(), &answer, Sent::Text, &[]);
+            let wait = failure.not_before.map(|time| time - Instant::now());
+            wait.map(|wait| wait.as_secs_f64().round())
+        };
+        let provider = ("llm_provider-retry-after", "6");
+        assert_eq!(wait(429, &[provider]), Some(6.0));
+        assert_eq!(wait(503, &[provider]), Some(6.0));
+        assert_eq!(wait(429, &[provider, ("retry-after", "20")]), Some(20.0));
+        assert_eq!(wait(500, &[provider]), None);
+    }
+
     #[test]
     fn busy_servers_say_when_and_others_do_not() {
         let wait = |failure: Failure| failure.not_before.map(|at| at - Instant::now());
@@ -334,6 +555,16 @@ mod tests {
                 404,
                 r#"{"error":"model 'x' not found"}"#,
                 "404 Not Found: model 'x' not found; see to the model and the URL",
+            ),
+            (
+                400,
+                r#"{"error":{"message":"No connected db.","type":"no_db_connection","param":null,"code":"400"}}"#,
+                "400 Bad Request: No connected db. (no_db_connection)",
+            ),
+            (
+                400,
+                r#"{"error":{"message":"no","type":"None","param":"None","code":"400"}}"#,
+                "400 Bad Request: no",
             ),
             (500, "<html>no</html>", "500 Internal Server Error"),
             (

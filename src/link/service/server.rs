@@ -9,7 +9,7 @@ use ureq::{Agent, AsSendBody};
 
 use super::{Sent, of_answer};
 use crate::deadline::{Deadline, Limit};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::http_client::{self, Answer, Url};
 use crate::options::Options;
 use crate::secret::Secret;
@@ -154,10 +154,14 @@ impl Server {
         let limit = Deadline::NONE.begin(PROBE);
         let answer: Answer =
             http_client::exchange(&self.agent, request, &self.url, limit, LONGEST_LIST)?;
+        let refusal = || of_answer(&self.url, &answer, self.sent, &self.secrets);
         match answer.status.as_u16() {
-            401 | 402 | 407 | 429 | 500.. => {
-                Err(of_answer(&self.url, &answer, self.sent, &self.secrets))
-            }
+            401 | 402 | 407 | 429 | 500.. => Err(refusal()),
+            // LiteLLM says so that it does not know the key, or that its budget is used up.
+            400 | 422 => match refusal() {
+                failure if failure.kind == FailureKind::Denied => Err(failure),
+                _ => Ok(()),
+            },
             _ => Ok(()),
         }
     }

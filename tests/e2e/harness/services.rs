@@ -26,6 +26,8 @@ pub enum Scripted {
     Status(u16, Value),
     /// The same with a `Retry-After`.
     RetryAfter(u16, &'static str, Value),
+    /// The same with that of the provider behind LiteLLM.
+    ProviderRetryAfter(u16, &'static str, Value),
     /// 200 with this text as its body.
     Body(&'static str),
     /// A good answer, so late.
@@ -110,6 +112,11 @@ impl Services {
         lock(&self.state).script.extend(replies);
     }
 
+    /// Whatever was wrong is mended: nothing of the script happens any more.
+    pub fn mend(&self) {
+        lock(&self.state).script.clear();
+    }
+
     /// The requests so far, without probes.
     pub fn requests(&self) -> Vec<Asked> {
         lock(&self.state).requests.clone()
@@ -149,6 +156,11 @@ fn serve(stream: TcpStream, state: &Mutex<State>, think: &dyn Fn(&Asked) -> Stri
         Some(Scripted::RetryAfter(status, after, body)) => answer(
             status,
             &format!("Retry-After: {after}\r\n"),
+            &body.to_string(),
+        ),
+        Some(Scripted::ProviderRetryAfter(status, after, body)) => answer(
+            status,
+            &format!("llm_provider-retry-after: {after}\r\n"),
             &body.to_string(),
         ),
         Some(Scripted::Body(text)) => answer(200, "", text),
