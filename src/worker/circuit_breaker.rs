@@ -4,8 +4,8 @@
 //! ```text
 //!           all attempts failed, and so does a probe         a probe succeeds
 //! closed ────────────────────────────────────► unavailable ──────────────────► closed, lanes wake
-//!    │  the probe succeeds, but three vCons        one vCon at a time is tried
-//!    │  in a row have failed in all attempts
+//!    │  the probe succeeds, but three vCons        one vCon at a time is tried, with growing pauses
+//!    │  in a row have failed in all attempts       if a link refuses them
 //!    ├───────────────────────────────────────► failing ──────────────────────► closed, lanes wake
 //!    │                                                       one goes through
 //!    │  the server refuses this deployment         one vCon at a time is tried, with growing pauses
@@ -45,7 +45,8 @@ use crate::sys;
 /// After this many different vCons in a row, a reachable backend counts as failing.
 pub(super) const MOST_FAILURES: usize = 3;
 
-/// The longest pause between two trials of what denies, in multiples of that between trials of what fails.
+/// The longest pause between two trials of what denies, and of a link that refuses, in multiples of that between
+/// trials of what fails.
 const LONGEST_DENIED: u32 = 10;
 
 /// The open breakers, as the lanes of this worker have found: of backends that do not work. All others are closed.
@@ -77,8 +78,10 @@ pub(super) struct Breaker {
     seen: u64,
     /// When the stage is tried next.
     pub next: Instant,
-    /// The pauses between its trials, if it denies.
+    /// The pauses between its trials, if it denies, or is a link that refuses.
     denials: Backoff,
+    /// Whether it has refused a vCon since the last trial.
+    has_refused: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,8 +198,13 @@ impl Breaker {
 
     /// After a trial: the earliest time of the next one.
     pub fn end_trial(&mut self, pause: Duration) {
+        // Each answer that a link refuses may have been paid for: those of language models are. A storage that
+        // refuses costs nothing, and goes on sooner after it is mended.
+        let has_refused = std::mem::take(&mut self.has_refused);
+        let is_costly = has_refused && matches!(self.stage, Stage::Link(_));
         let pause = match self.state {
             BreakerState::Denied { .. } => self.denials.next_wait(),
+            _ if is_costly => self.denials.next_wait(),
             _ => pause,
         };
         self.state = self.state.trying(false);
@@ -399,6 +407,14 @@ impl CircuitBreakers {
         self.open_breaker(stage, config, state, error)
     }
 
+    /// The stage has refused one vCon more. Counts if it is failing.
+    pub fn note_refused(&self, stage: &Stage, config: &Arc<Config>) {
+        let mut open = self.lock();
+        if let Some(breaker) = open.iter_mut().find(|it| it.is(stage, config)) {
+            breaker.has_refused = true;
+        }
+    }
+
     /// The server refuses this deployment with this error, and wants to be asked again at a time if it has
     /// named one. Returns whether that is new.
     pub fn note_denied(
@@ -495,6 +511,7 @@ impl CircuitBreakers {
                         seen: now,
                         next,
                         denials: self.denials().after(1),
+                        has_refused: false,
                     });
                     true
                 }
@@ -862,6 +879,51 @@ pub(super) mod tests {
         breakers.end_trial(&storage("a"), &config);
         assert!(wait() > 5000, "{}", wait());
         assert!(breakers.note_success(&storage("a"), &config));
+    }
+
+    #[test]
+    fn a_link_that_refuses_is_tried_at_growing_pauses_and_what_fails_otherwise_at_equal_ones() {
+        let worker = TestWorker::with(
+            "links: {ai: {module: links.tag, options: {tags: [t]}}}\n\
+             storages: {a: {module: storage.webhook, options: {webhook-urls: ['http://h']}}}\n\
+             chains: {c: {links: [ai], storages: [a], ingress_lists: [l]}}\n",
+            &[("CONSERVER_RETRY_MAX_MS", "60000")],
+        );
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let ai = Stage::Link("ai".to_owned());
+        // The pause after a trial that has ended in a refusal or not.
+        let pause_after = |stage: &Stage, is_refused: bool| {
+            breakers.note_failing(stage, &config, "not JSON");
+            if is_refused {
+                breakers.note_refused(stage, &config);
+            }
+            for breaker in breakers.lock().iter_mut() {
+                breaker.next = Instant::now();
+            }
+            breakers.end_trial(stage, &config);
+            let open = breakers.lock();
+            let breaker = open.iter().find(|it| it.is(stage, &config)).unwrap();
+            breaker.next.saturating_duration_since(Instant::now())
+        };
+        let minute = Duration::from_secs(60);
+        let is_about = |pause: Duration, longest: Duration| {
+            let shortest = longest / 2 - Duration::from_secs(5);
+            assert!(pause > shortest && pause <= longest, "{pause:?}");
+        };
+        for minutes in [2, 4, 8, 10, 10, 10] {
+            is_about(pause_after(&ai, true), minutes * minute);
+        }
+        // It found no vCon, or it failed in another way.
+        let pause = pause_after(&ai, false);
+        assert!(pause > minute / 2 && pause <= minute, "{pause:?}");
+        is_about(pause_after(&ai, true), 10 * minute);
+        for is_refused in [true, true, true] {
+            let pause = pause_after(&storage("a"), is_refused);
+            assert!(pause > minute / 2 && pause <= minute, "{pause:?}");
+        }
+        // Once it works, all begins anew.
+        assert!(breakers.note_success(&ai, &config));
+        is_about(pause_after(&ai, true), 2 * minute);
     }
 
     #[test]

@@ -418,6 +418,10 @@ impl Pipeline<'_, '_, '_> {
             if let Some(id) = self.claim.id() {
                 for stage in &failure.stages {
                     others_fail |= self.note_failing(stage, &id, &failure.error);
+                    if failure.kind == FailureKind::Refused {
+                        let config = self.modules.config();
+                        self.shared.breakers.note_refused(stage, config);
+                    }
                 }
             }
             // A crowded backend says nothing of the vCon.
