@@ -30,6 +30,8 @@ pub struct Hold {
     pub last: LastError,
     /// Whether it refuses this deployment: its credentials, its rights or what is left of its quota.
     pub denied: bool,
+    /// Whether it is reachable, and fails or refuses one vCon after the other.
+    pub failing: bool,
 }
 
 /// A storage with `on_outage: defer` that is unavailable.
@@ -121,6 +123,7 @@ impl Hold {
         let fault = match self.stage.split_once(' ') {
             Some(("list", _)) => "is not a list",
             _ if self.denied => "denies access",
+            _ if self.failing => "is reachable but fails",
             _ => "is unavailable",
         };
         format!("{} {fault}", self.stage)
@@ -202,7 +205,8 @@ struct Found {
     /// When the last error was seen.
     seen: u64,
     last: LastError,
-    is_denied: bool,
+    /// Why, as the newest error says.
+    reason: Option<HoldReason>,
     next_try: Option<u64>,
 }
 
@@ -214,7 +218,7 @@ impl Found {
         let Some(reason) = reason else { return };
         if self.last.error.is_none() || reason.seen > self.seen {
             self.seen = reason.seen;
-            self.is_denied = reason.reason == HoldReason::Denied;
+            self.reason = Some(reason.reason);
             self.last.error = Some(reason.error.clone());
         }
         let next = [self.next_try, reason.next_try].into_iter().flatten();
@@ -247,7 +251,8 @@ pub fn holds(snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<Hold> {
             seconds: found.seconds(snapshot.taken),
             last: found.last_error(snapshot.taken),
             workers: found.workers,
-            denied: found.is_denied,
+            denied: found.reason == Some(HoldReason::Denied),
+            failing: found.reason == Some(HoldReason::Failing),
         }
     };
     found.into_iter().map(hold).collect()
@@ -487,6 +492,23 @@ chains:
             assert_eq!(view.workers[0].state, state);
             assert_eq!(holds, expected_holds);
             assert_eq!(outages, expected_outages);
+        }
+    }
+
+    #[test]
+    fn a_hold_says_whether_its_stage_does_not_answer_fails_or_denies() {
+        let daemon = TestDaemon::new();
+        for (reason, fault) in [
+            (HoldReason::Unavailable, "storage s3 is unavailable"),
+            (HoldReason::Failing, "storage s3 is reachable but fails"),
+            (HoldReason::Denied, "storage s3 denies access"),
+        ] {
+            let s3 = UnavailableStage {
+                reason,
+                ..stage(StageKind::Storage, 0)
+            };
+            daemon.slots[1].show_unavailable(&[s3]);
+            assert_eq!(daemon.view(1_000).holds[0].fault(), fault);
         }
     }
 

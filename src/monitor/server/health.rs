@@ -349,6 +349,7 @@ mod tests {
                 next_try_seconds: Some(1),
             },
             denied: false,
+            failing: false,
         };
         let list = Hold {
             stage: "list done".to_owned(),

@@ -12,7 +12,8 @@ function showTroubles({ holds, outages, waits, queues, redis_away_seconds, redis
   for (const hold of holds) {
     const { stage, chains, workers, seconds } = hold;
     const waits = chains.length ? `; waiting: chain ${chains.join(", ")}` : "";
-    const fault = stage.startsWith("list ") ? "is not a list" : hold.denied ? "denies access" : "is unavailable";
+    const away = hold.failing ? "is reachable but fails" : "is unavailable";
+    const fault = stage.startsWith("list ") ? "is not a list" : hold.denied ? "denies access" : away;
     const what = `On hold for ${duration(seconds)}: ${stage} ${fault} (${ofWorkers(workers)})${waits}`;
     found.push({ key: `hold ${stage}`, what, why: reason(hold), brief: `${stage} ${fault}` });
   }
