@@ -456,7 +456,7 @@ fn litellm_error(status: u16, message: &str) -> Value {
 #[test]
 fn what_litellm_says_of_the_deployment_holds_the_chain_until_it_is_mended() {
     let (redis, services) = (Redis::plain(), Services::saying("fine"));
-    let options = json!({"LITELLM_PROXY_URL": services.url("/"), "LITELLM_MASTER_KEY": "${SERVICE_KEY}",
+    let options = json!({"LITELLM_PROXY_URL": services.url("/proxy"), "LITELLM_MASTER_KEY": "${SERVICE_KEY}",
         "model": "nosuchmodel"});
     let config = chain(&[("summarize", link("analyze", options))], &[]);
     let said = "/chat/completions: Invalid model name passed in model=nosuchmodel. Call `/v1/models` to view \
