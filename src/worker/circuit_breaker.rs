@@ -204,7 +204,9 @@ impl Breaker {
         let is_costly = has_refused && matches!(self.stage, Stage::Link(_));
         let pause = match self.state {
             BreakerState::Denied { .. } => self.denials.next_wait(),
-            _ if is_costly => self.denials.next_wait(),
+            // The whole pause: workers that have found it together try it together. One that comes after the
+            // others have done all vCons keeps its hold until the next one.
+            _ if is_costly => self.denials.next_wait_with(1.0),
             _ => pause,
         };
         self.state = self.state.trying(false);
@@ -907,7 +909,7 @@ pub(super) mod tests {
         };
         let minute = Duration::from_secs(60);
         let is_about = |pause: Duration, longest: Duration| {
-            let shortest = longest / 2 - Duration::from_secs(5);
+            let shortest = longest - Duration::from_secs(5);
             assert!(pause > shortest && pause <= longest, "{pause:?}");
         };
         for minutes in [2, 4, 8, 10, 10, 10] {
