@@ -1,8 +1,9 @@
 //! Breadth first through all states, and back from the end.
 
-use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
+
+use rustc_hash::FxHashMap;
 
 /// States, and what leads from one to the next.
 pub trait Model {
@@ -28,7 +29,7 @@ pub trait Model {
 /// The graph of states.
 pub struct Graph<M: Model> {
     states: Vec<M::State>,
-    numbers: HashMap<M::State, usize>,
+    numbers: FxHashMap<M::State, usize>,
     /// How each state was first reached.
     from: Vec<Option<(usize, M::Action)>>,
     /// Where each state leads without a mishap, and how.
@@ -41,7 +42,7 @@ pub fn explore<M: Model>(model: &mut M, most: usize) -> Result<Graph<M>, String>
     let start = model.start();
     let mut graph = Graph {
         states: vec![start.clone()],
-        numbers: HashMap::from([(start, 0)]),
+        numbers: FxHashMap::from_iter([(start, 0)]),
         from: vec![None],
         quiet: Vec::new(),
         transitions: 0,

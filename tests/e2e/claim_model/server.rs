@@ -1,11 +1,12 @@
 //! Each step, taken by the crate's own queue on a real Redis.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use conserver::config::ListName;
 use conserver::queue::{Claim, EndedWorker, Holder, Queue, QueueError, Suspects};
 use conserver::vcon::VconId;
 use redis::Connection;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::contents::Contents;
 use super::faults::Fault;
@@ -84,9 +85,9 @@ pub struct Server {
     /// Two by name, worker, vCon and run: one that may be in Redis, and one that is gone.
     pub(super) claims: HashMap<(Index, Index, Index, Run), [Claim; 2]>,
     taken: usize,
-    known: HashMap<(Store, Call), (Store, Answer)>,
+    known: FxHashMap<(Store, Call), (Store, Answer)>,
     /// The claims beside which those that are gone were tried.
-    tried: HashSet<Claims>,
+    tried: FxHashSet<Claims>,
 }
 
 impl Server {
@@ -118,8 +119,8 @@ impl Server {
             contents: Contents::new(texts, leases),
             claims: HashMap::new(),
             taken: 0,
-            known: HashMap::new(),
-            tried: HashSet::new(),
+            known: FxHashMap::default(),
+            tried: FxHashSet::default(),
         };
         server.make_claims();
         server

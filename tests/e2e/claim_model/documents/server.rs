@@ -9,6 +9,7 @@ use conserver::queue::{
 };
 use conserver::vcon::VconId;
 use redis::Connection;
+use rustc_hash::FxHashMap;
 
 use super::super::substitute::{Broken, server_with};
 use super::Scene;
@@ -78,7 +79,7 @@ pub struct Server {
     claims: HashMap<(Index, bool), (Claim, String)>,
     /// The text of each digest.
     digests: HashMap<String, String>,
-    known: HashMap<(Store, Call), (Store, Answer)>,
+    known: FxHashMap<(Store, Call), (Store, Answer)>,
 }
 
 impl Server {
@@ -118,7 +119,7 @@ impl Server {
             leases: holders.map(|holder| serde_json::to_string(&holder).expect("JSON")),
             claims: HashMap::new(),
             digests: HashMap::from([(digest(""), String::new())]),
-            known: HashMap::new(),
+            known: FxHashMap::default(),
         };
         this.make_claims();
         this

@@ -1,6 +1,5 @@
 //! Each step, taken by the crate's own queue and lookout on a real Redis.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use conserver::config::ListName;
@@ -10,6 +9,7 @@ use conserver::queue::{
 };
 use conserver::vcon::VconId;
 use redis::Connection;
+use rustc_hash::FxHashMap;
 
 use super::super::substitute::{Broken, server_with};
 use super::world::{Index, LANES, Store};
@@ -52,7 +52,7 @@ pub struct Server {
     lease: String,
     /// The claim of each lane, with its record.
     claims: Vec<(Claim, String)>,
-    known: HashMap<(Store, Call), (Store, Answer)>,
+    known: FxHashMap<(Store, Call), (Store, Answer)>,
 }
 
 impl Server {
@@ -91,7 +91,7 @@ impl Server {
             lookout,
             lease: serde_json::to_string(&holder).expect("JSON"),
             claims: Vec::new(),
-            known: HashMap::new(),
+            known: FxHashMap::default(),
         };
         for lane in 0..2 {
             this.make_claim(lane);
