@@ -299,6 +299,12 @@ if [ ! -e "$cache/axe.min.js" ]; then
   fetch_axe
 fi
 has_prometheus || export CONSERVER_TEST_NO_PROMETHEUS=1
+# The python3 of pyenv is a script that looks for the interpreter at each start, ten times as long as that starts.
+interpreter=$(python3 -c 'import sys; print(sys.executable)')
+if [ "$(readlink -f "$(command -v python3)")" != "$(readlink -f "$interpreter")" ]; then
+  PATH=$(dirname "$interpreter"):$PATH
+  export PATH
+fi
 if [ "${1:-}" = --peers ]; then
   install_peers
   exit
