@@ -190,7 +190,8 @@ fetch_axe() {
 }
 
 install_s3s_fs() {
-  cargo install s3s-fs --version "$s3s_fs_version" --features binary --locked --root "$cache"
+  # Its build is most of the time of a first run.
+  CARGO_PROFILE_RELEASE_OPT_LEVEL=1 cargo install s3s-fs --version "$s3s_fs_version" --features binary --locked --root "$cache"
 }
 
 # Installs Python packages into a folder of the cache.
