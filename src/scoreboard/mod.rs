@@ -44,6 +44,7 @@ pub use snapshot::{
 mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::sync::LazyLock;
     use std::time::Duration;
 
     use proptest::prelude::*;
@@ -318,6 +319,8 @@ mod tests {
         bytes
     }
 
+    static VALID: LazyLock<Vec<u8>> = LazyLock::new(valid);
+
     /// What a reader makes of these bytes in a file whose daemon is alive. The lock is this process's
     /// own, which it does not see, so the liveness is left out.
     fn read(bytes: &[u8]) -> Option<usize> {
@@ -363,7 +366,7 @@ mod tests {
         fn no_damage_to_a_scoreboard_makes_a_reader_fail(
             edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u64>(), any::<bool>()), 1..40),
         ) {
-            let mut bytes = valid();
+            let mut bytes = VALID.clone();
             let words = Shape::of(2, 0, 0, 0).slot_start(4);
             for (index, word, flip) in edits {
                 let at = index.index(words) * layout::WORD;
