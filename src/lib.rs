@@ -30,17 +30,17 @@
 //! 3. **The lane claims it**, in `src/worker/lane.rs`. `src/queue/claim.rs` calls
 //!    `src/queue/scripts/claim.lua`: in one step the UUID moves from the list to the claims hash, and the
 //!    document comes back.
-//! 4. **The pipeline loads it**, in `src/worker/pipeline.rs`, which tells the rest of the way. `src/worker/job.rs` holds the document and how far it has come. `src/vcon/document.rs`
-//!    parses it, `src/vcon/normalise.rs` gives old properties their names of today. If Redis no longer
-//!    has it, it is restored from a storage.
+//! 4. **The pipeline loads it**, in `src/worker/pipeline.rs`, which tells the rest of the way. `src/worker/job.rs`
+//!    holds the document and how far it has come. `src/vcon/document.rs` parses it, `src/vcon/normalise.rs` gives
+//!    old properties their names of today. If Redis no longer has it, it is restored from a storage.
 //! 5. **Its links run**, one after another, in memory: `src/worker/links.rs`. `src/worker/modules.rs` has them open;
 //!    `src/link/mod.rs` has the trait, the table of all links, and a file for each beside it. One that is not
 //!    built in is a Python module (`src/link/python.rs`), as a storage may be (`src/storage/python.rs`): the
 //!    lane's host (`src/python/host.rs`) has `packaging/python/conserver_host.py` call it, in an interpreter
 //!    that only this lane uses. `src/worker/hooks.rs` calls the deployment's hooks and tracers around the links.
-//! 6. **The storages save it**, at the same time: `src/worker/storages.rs`, `src/storage/fan_out.rs`. `src/storage/mod.rs` has the
-//!    trait and the table, with a file or folder for each beside it. `src/vcon/outgoing.rs` writes the
-//!    version that each of them gets.
+//! 6. **The storages save it**, at the same time: `src/worker/storages.rs`, `src/storage/fan_out.rs`.
+//!    `src/storage/mod.rs` has the trait and the table, with a file or folder for each beside it.
+//!    `src/vcon/outgoing.rs` writes the version that each of them gets.
 //! 7. **It is finished.** `src/queue/finish.rs` calls `src/queue/scripts/finish.lua`: in one step the
 //!    document is replaced, the UUID is pushed onto the egress lists, and the claim ends. If somebody
 //!    has changed the document meanwhile, `src/vcon/merge/mod.rs` merges first.
@@ -95,7 +95,8 @@
 //! - [`vcon`]: the document: parse, normalise, downgrade, tags, merge.
 //! - [`backoff`]: the pause between attempts; [`exit`]: exit codes; [`list_name`]: the name of a list, checked;
 //!   [`visible`]: text from elsewhere, made fit for people; [`secret`]: text that is never shown; [`spelling`]:
-//!   what a wrong name was meant to be; [`lock`]: locks that outlive a panic; [`procfs`]: facts about a process; [`sys`]: the only unsafe code.
+//!   what a wrong name was meant to be; [`lock`]: locks that outlive a panic; [`procfs`]: facts about a
+//!   process; [`sys`]: the only unsafe code.
 //!
 //! # To follow one vCon
 //!

@@ -358,12 +358,12 @@ fn what_may_pass_is_tried_again_until_it_has_passed() {
     let config = summarizing(&services, json!({"timeout": 1}));
     let daemon = conserver(&redis, &config).start();
     for (number, reply) in [
-        Scripted::RetryAfter(
+        Scripted::StatusWith(
             429,
-            "1",
+            "Retry-After: 1",
             json!({"error": {"code": "rate_limit_exceeded", "message": "slow down"}}),
         ),
-        Scripted::RetryAfter(503, "0", json!("")),
+        Scripted::StatusWith(503, "Retry-After: 0", json!("")),
         error(500, "server_error", "oops"),
         error(408, "timeout", "late"),
         Scripted::CutBeforeHead,
@@ -497,7 +497,11 @@ fn the_time_that_a_provider_behind_litellm_asks_for_is_waited_for() {
             status,
             "litellm.RateLimitError: OpenAIException - slow down",
         );
-        services.script([Scripted::ProviderRetryAfter(status, "2", body)]);
+        services.script([Scripted::StatusWith(
+            status,
+            "llm_provider-retry-after: 2",
+            body,
+        )]);
         let before = services.requests().len();
         let asked = |count: usize| {
             wait_until("it is asked", PATIENCE, || {
@@ -626,7 +630,11 @@ fn slack_gets_each_message_once_whatever_fails_between() {
         {"purpose": "strolid_dealer", "encoding": "json", "body": "{\"team\": {\"name\": \"Blue Birds\"}}"}]);
     let says = |code: &str| Scripted::Status(200, json!({"ok": false, "error": code}));
     services.script([
-        Scripted::RetryAfter(429, "1", json!({"ok": false, "error": "ratelimited"})),
+        Scripted::StatusWith(
+            429,
+            "Retry-After: 1",
+            json!({"ok": false, "error": "ratelimited"}),
+        ),
         Scripted::Says(String::new()),
         says("internal_error"),
         says("invalid_auth"),

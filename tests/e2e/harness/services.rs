@@ -24,10 +24,8 @@ pub enum Scripted {
     Says(String),
     /// This status and this body.
     Status(u16, Value),
-    /// The same with a `Retry-After`.
-    RetryAfter(u16, &'static str, Value),
-    /// The same with that of the provider behind LiteLLM.
-    ProviderRetryAfter(u16, &'static str, Value),
+    /// The same with this line in its head.
+    StatusWith(u16, &'static str, Value),
     /// 200 with this text as its body.
     Body(&'static str),
     /// A good answer, so late.
@@ -153,16 +151,9 @@ fn serve(stream: TcpStream, state: &Mutex<State>, think: &dyn Fn(&Asked) -> Stri
         None => good(None),
         Some(Scripted::Says(text)) => good(Some(text)),
         Some(Scripted::Status(status, body)) => answer(status, "", &body.to_string()),
-        Some(Scripted::RetryAfter(status, after, body)) => answer(
-            status,
-            &format!("Retry-After: {after}\r\n"),
-            &body.to_string(),
-        ),
-        Some(Scripted::ProviderRetryAfter(status, after, body)) => answer(
-            status,
-            &format!("llm_provider-retry-after: {after}\r\n"),
-            &body.to_string(),
-        ),
+        Some(Scripted::StatusWith(status, header, body)) => {
+            answer(status, &format!("{header}\r\n"), &body.to_string())
+        }
         Some(Scripted::Body(text)) => answer(200, "", text),
         Some(Scripted::Late(time)) => {
             thread::sleep(time);
