@@ -31,7 +31,9 @@ fn keeper(redis: &Redis) -> Option<(String, i64)> {
     let keys = redis.keys("conserver:keeper:*");
     assert!(keys.len() <= 1, "{keys:?}");
     let key = keys.first()?;
-    Some((redis.ask(&["GET", key]), redis.ask(&["PTTL", key])))
+    // It may have run out since.
+    let name: Option<String> = redis.ask(&["GET", key]);
+    Some((name?, redis.ask(&["PTTL", key])))
 }
 
 /// Small vCons that wait in a list, and live for so many seconds.
