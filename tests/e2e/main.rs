@@ -9,7 +9,7 @@
 //! | `CONSERVER_TEST_OUTAGE_SECONDS` | 3 | how long PostgreSQL or Redis is stopped |
 //! | `CONSERVER_TEST_REFUSED_SECONDS` | 5 | how long a storage answers 503 or refuses connections |
 //! | `CONSERVER_TEST_BACKLOG` | 200 | vCons that wait for a storage that defers |
-//! | `CONSERVER_TEST_KILLS` | 40 | kills of workers for each start method |
+//! | `CONSERVER_TEST_KILLS` | 30 | kills of workers for each start method |
 //! | `CONSERVER_TEST_DEPLOYED` | 80 | vCons through all Python modules of a deployment, while workers and hosts are killed |
 //! | `CONSERVER_TEST_OTHERS` | 199 | vCons beside one that kills its workers |
 //! | `CONSERVER_TEST_SHARED` | 20 | vCons that several have in hand at one time |

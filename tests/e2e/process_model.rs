@@ -112,7 +112,7 @@ fn nothing_is_inherited(daemon: &Daemon) {
 
 /// Kills random workers under load, as often as `CONSERVER_TEST_KILLS` says.
 fn survives_many_kills(method: &str) {
-    let kills = number_from_env("CONSERVER_TEST_KILLS", 40);
+    let kills = number_from_env("CONSERVER_TEST_KILLS", 30);
     let count = 4;
     let (redis, files) = (Redis::plain(), Files::new());
     let config = chain(&[], &[("files", files.storage())]);

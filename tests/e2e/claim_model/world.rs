@@ -288,24 +288,27 @@ impl World {
         if names == Names::Two {
             self.forget_deaths_without_claims();
         }
-        let mut least = self;
-        for swapped in 1..8 {
-            let mut world = self;
-            if swapped & 1 != 0 {
-                world.swap_workers(0, names);
+        let mut swapped = self;
+        swapped.swap_vcons();
+        self.sort_workers(names);
+        swapped.sort_workers(names);
+        self.min(swapped)
+    }
+
+    /// Puts the workers of each name in an order that depends on what they do alone.
+    fn sort_workers(&mut self, names: Names) {
+        for name in 0..2 {
+            let what_it_does = |worker: Index| {
+                let of_daemon = |daemon: Index| {
+                    (names.of(daemon) == name).then_some(self.daemons[daemon].workers[worker])
+                };
+                let (claims, workers) = (&self.store.claims[name], &self.store.workers[name]);
+                (claims[worker], workers[worker], of_daemon(0), of_daemon(1))
+            };
+            if what_it_does(1) < what_it_does(0) {
+                self.swap_workers(name, names);
             }
-            if swapped & 2 != 0 {
-                if names == Names::One {
-                    continue;
-                }
-                world.swap_workers(1, names);
-            }
-            if swapped & 4 != 0 {
-                world.swap_vcons();
-            }
-            least = least.min(world);
         }
-        least
     }
 
     /// A dead worker that left nothing behind is replaced by one that has nothing to do first.

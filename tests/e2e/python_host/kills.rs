@@ -1,5 +1,5 @@
 //! All modules of a deployment at once, built-in links and storages among them: a few vCons without any
-//! trouble, and two thousand while workers and hosts are killed.
+//! trouble, and many while workers and hosts are killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,8 +25,8 @@ const TIMES: usize = 2;
 /// How often each of workers and hosts is killed.
 const KILLS: usize = 4;
 
-const WORKERS: usize = 3;
-const LANES: usize = 3;
+const WORKERS: usize = 2;
+const LANES: usize = 2;
 
 /// Names and modules of the links, in the order of the chain; those of `links.tag` are built in.
 const LINKS: [(&str, &str); 12] = [
