@@ -291,6 +291,17 @@ pub fn post(
     json: &str,
     limit: Limit,
 ) -> Result<Response<Body>, Failure> {
+    taken(url, send_json(agent, url, headers, json, limit)?)
+}
+
+/// Posts JSON in the same way. Returns the response whatever its status.
+pub fn send_json(
+    agent: &Agent,
+    url: &Url,
+    headers: &HeaderMap,
+    json: &str,
+    limit: Limit,
+) -> Result<Response<Body>, Failure> {
     let mut request = agent.post(url.0.clone());
     if !headers.contains_key(CONTENT_TYPE) {
         request = request.content_type("application/json");
@@ -304,9 +315,13 @@ pub fn post(
         request = request.header(name, value);
     }
     let request = request.config().timeout_global(Some(limit.left())).build();
-    let response = request
+    request
         .send(json)
-        .map_err(|error| status::no_answer(&Method::POST, url, &error, limit))?;
+        .map_err(|error| status::no_answer(&Method::POST, url, &error, limit))
+}
+
+/// The response, if its status says that the server has taken what was posted to the URL.
+pub fn taken(url: &Url, response: Response<Body>) -> Result<Response<Body>, Failure> {
     match response.status() {
         status if status.is_success() => Ok(response),
         status => Err(status::refused(url, status).until(retry_after(response.headers()))),

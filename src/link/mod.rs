@@ -44,6 +44,7 @@ use crate::list_name::ListName;
 use crate::options::Options;
 use crate::options::yaml::Mapping;
 use crate::program::{Clock, ProgramError, Reply, Stream};
+use crate::scoreboard::AnswerTimes;
 use crate::settings::Critical;
 use crate::vcon::{Vcon, VconError, VconId, Version};
 
@@ -69,6 +70,10 @@ pub trait Link: Send {
     fn longest_call(&self) -> Duration {
         Duration::ZERO
     }
+
+    /// From now on the time of each answer to a post is counted there, by its status. Nothing changes for one that
+    /// posts nothing to a webhook.
+    fn count_answers(&mut self, _: &AnswerTimes) {}
 
     /// How long a run waits at least, whatever the vCon; no deadline cuts that.
     fn waits(&self) -> Duration {

@@ -9,6 +9,7 @@ use crossbeam_channel::Receiver;
 use super::{Context, Link, LinkError, Next};
 use crate::failure::Failure;
 use crate::options::Options;
+use crate::scoreboard::AnswerTimes;
 use crate::storage::webhook::Webhooks;
 use crate::vcon::Vcon;
 
@@ -27,6 +28,10 @@ impl Link for WebhookLink {
         let json = vcon.outgoing(context.version).json;
         self.webhooks.post(&json, context.deadline)?;
         Ok(Next::Continue)
+    }
+
+    fn count_answers(&mut self, times: &AnswerTimes) {
+        self.webhooks.count_answers(times);
     }
 
     fn longest_call(&self) -> Duration {

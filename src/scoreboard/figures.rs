@@ -181,14 +181,24 @@ impl Series {
     }
 
     fn of((kind, name): (SeriesKind, String), meter: &[u64; METER]) -> Self {
-        let buckets = &meter[meter::BUCKETS..meter::BUCKETS + BUCKETS];
         Self {
             kind,
             name,
             counts: std::array::from_fn(|event| meter[meter::COUNTS + event]),
-            times: Histogram::of(meter[meter::SUM], buckets.iter().copied()),
+            times: times_of(meter),
         }
     }
+}
+
+/// The times that a meter has observed.
+fn times_of(meter: &[u64; METER]) -> Histogram {
+    let buckets = &meter[meter::BUCKETS..meter::BUCKETS + BUCKETS];
+    Histogram::of(meter[meter::SUM], buckets.iter().copied())
+}
+
+/// The times of the meter that begins with this word of the file.
+pub(super) fn read_times(file: &File, start: usize) -> io::Result<Histogram> {
+    words(file, start).map(|meter| times_of(&meter))
 }
 
 /// Reads the figures of the first `series` names, one after the other: there may be many thousands.

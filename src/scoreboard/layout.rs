@@ -4,12 +4,13 @@
 //! header | slot of the monitor | slot of Worker-1 | slot of Worker-2 | …
 //!        | names of the series | meters of the series
 //!        | reasons of the monitor | reasons of Worker-1 | … | outages
+//!        | statuses of answers | meters of the answers
 //! slot:    the supervisor's words | the worker's own words | unavailable stages of each kind | lane 1 | lane 2 | …
 //! reasons: reason 1 | reason 2 | …
 //! ```
 //!
 //! A slot belongs to a number, not to a process: its counters go on through restarts. Each half of it
-//! has one writer; outages have many. A series is a chain, a link or a storage; it keeps its position
+//! has one writer; outages and answers have many. A series is a chain, a link or a storage; it keeps its position
 //! as long as the supervisor lives, through all reloads. All workers count in its one meter: an
 //! addition that no other can come between needs no part of the file for each worker, so the file
 //! stays small and quickly read, however many workers there are. How much room there is for series and for holds
@@ -25,7 +26,7 @@ use super::histogram::BUCKETS;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 16;
+pub const VERSION: u64 = 17;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -193,6 +194,9 @@ pub mod outage {
     pub const HOLDERS: usize = 2;
 }
 
+/// For how many different statuses of answers there is room.
+pub const ANSWERS: usize = 64;
+
 /// Words of a lane.
 pub const LANE: usize = 9;
 
@@ -316,9 +320,19 @@ impl Shape {
         self.reason_start(SLOTS, 0) + outage * OUTAGE
     }
 
+    /// The word with the status of an answer; 0 while there is none.
+    pub fn status_place(&self, answer: usize) -> usize {
+        self.outage_start(OUTAGES) + answer
+    }
+
+    /// The first word of the meter of an answer.
+    pub fn answer_start(&self, answer: usize) -> usize {
+        self.status_place(ANSWERS).next_multiple_of(LINE) + answer * METER
+    }
+
     /// Words of the whole file.
     pub fn total_words(&self) -> usize {
-        self.outage_start(OUTAGES)
+        self.answer_start(ANSWERS)
     }
 
     /// The last bit of the holds, which stands for every further link or storage too.

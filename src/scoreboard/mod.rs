@@ -4,6 +4,7 @@
 //! supervisor ──Board──► header, its part of each slot  (writes and reads with pwrite and pread)
 //! child      ──Slot───► its part of its own slot, lanes  (mapped: no lock, no system call)
 //!              ├─Meter──► what all count for each chain, link and storage
+//!              ├─answers► how long webhooks took to answer: shared by all
 //!              ├─reasons► why something is unavailable to it
 //!              └─outages► which outages the log has: shared by all
 //! status, monitor ◄──Snapshot── the whole file           (read once, then checked word by word)
@@ -14,6 +15,7 @@
 //! stale, never invalid. The supervisor holds a lock on the file as long as it lives, which tells the
 //! scoreboard of a running daemon from one that was left behind.
 
+mod answers;
 mod board;
 mod figures;
 mod histogram;
@@ -23,6 +25,7 @@ mod reasons;
 mod slot;
 mod snapshot;
 
+pub use answers::AnswerTimes;
 pub use board::{Board, BoardError, BoardId, lock_holder, request_workers};
 pub use figures::{Event, Meter, Series, SeriesKind, chain_link_name, shown_name};
 #[cfg(test)]

@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::board::{config_path, holder, pauses_path};
 use super::layout::{self, BITS, HEADER, Shape, WORD, child, header, lane, state, worker};
 use super::{
-    BoardError, ChildState, DaemonPhase, LaneState, LaneStep, ReloadState, RestartCause, Series,
-    StageKind, UnavailableStage, WorkerState, figures, reasons,
+    BoardError, ChildState, DaemonPhase, Histogram, LaneState, LaneStep, ReloadState, RestartCause,
+    Series, StageKind, UnavailableStage, WorkerState, answers, figures, reasons,
 };
 use crate::visible::printable;
 use crate::{procfs, runtime_dir, sys};
@@ -374,6 +374,8 @@ pub struct Snapshot {
     pub slots: Vec<SlotView>,
     /// The figures of chains, links and storages.
     pub series: Vec<Series>,
+    /// How long answers of webhooks took, by their status.
+    pub answers: Vec<(u16, Histogram)>,
     /// Why something is unavailable, each with the slot of the process that has found it so.
     pub reasons: Vec<(usize, UnavailableStage)>,
 }
@@ -400,6 +402,8 @@ impl Snapshot {
         let header = &self.header;
         self.series = figures::read_series(file, header.shape, header.series)
             .map_err(BoardError::system("read the figures in", path))?;
+        self.answers = answers::read_answers(file, header.shape)
+            .map_err(BoardError::system("read the times of answers in", path))?;
         self.reasons = reasons::read_reasons(file, header.shape, &self.slots)
             .map_err(BoardError::system("read the reasons in", path))?;
         Ok(self)
@@ -434,6 +438,7 @@ impl Snapshot {
         };
         let this = Self {
             series: Vec::new(),
+            answers: Vec::new(),
             board: path.to_owned(),
             reasons: Vec::new(),
             config: config_path(path),

@@ -34,6 +34,7 @@ pub(crate) use self::python::PythonStorage;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::options::Options;
+use crate::scoreboard::AnswerTimes;
 use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 
 /// A place where vCons are kept.
@@ -91,6 +92,10 @@ pub trait Storage: Send {
     /// From now on its saves may go to the server, or to the disk, together with those of other lanes of the
     /// worker that wait at the same time. Nothing changes where each save needs a request of its own.
     fn batch_saves(&mut self) {}
+
+    /// From now on the time of each answer to a post is counted there, by its status. Nothing changes for one that
+    /// posts nothing to a webhook.
+    fn count_answers(&mut self, _: &AnswerTimes) {}
 
     /// The longest time that one save or get may take by its own limits.
     fn longest_call(&self) -> Duration;

@@ -12,7 +12,7 @@
 //!
 //! What an answer means is in the table of [`http_client`](crate::http_client).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::Agent;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
@@ -22,6 +22,7 @@ use crate::deadline::Deadline;
 use crate::failure::{Failure, FailureKind};
 use crate::http_client::{self, Url};
 use crate::options::Options;
+use crate::scoreboard::AnswerTimes;
 use crate::vcon::{Outgoing, VconId};
 
 /// URLs that get each document, and how they are reached.
@@ -31,6 +32,8 @@ pub(crate) struct Webhooks {
     urls: Vec<Url>,
     headers: HeaderMap,
     accepted: Option<Accepted>,
+    /// Where the time of each answer is counted, if anywhere.
+    times: Option<AnswerTimes>,
 }
 
 /// Who has a document that others have not taken yet.
@@ -57,7 +60,13 @@ impl Webhooks {
             urls,
             headers,
             accepted: None,
+            times: None,
         }
+    }
+
+    /// From now on counts how long each answer takes.
+    pub(crate) fn count_answers(&mut self, times: &AnswerTimes) {
+        self.times = Some(times.clone());
     }
 
     /// Posts the document to every URL. One that fails does not keep it from the others, and the failure
@@ -107,7 +116,12 @@ impl Webhooks {
 
     fn post_to(&self, url: &Url, json: &str, deadline: Deadline) -> Result<(), Failure> {
         let limit = deadline.begin(self.timeout);
-        let mut answer = http_client::post(&self.agent, url, &self.headers, json, limit)?;
+        let begun = Instant::now();
+        let answer = http_client::send_json(&self.agent, url, &self.headers, json, limit)?;
+        if let Some(times) = &self.times {
+            times.observe(answer.status().as_u16(), begun.elapsed());
+        }
+        let mut answer = http_client::taken(url, answer)?;
         // The connection can then be used again. The status was the answer: a body that is too long or
         // breaks off costs only the connection.
         let _ = http_client::read(&mut answer, http_client::EXPLANATION);
@@ -195,6 +209,10 @@ impl Storage for WebhookStorage {
         self.webhooks.reach()
     }
 
+    fn count_answers(&mut self, times: &AnswerTimes) {
+        self.webhooks.count_answers(times);
+    }
+
     fn longest_call(&self) -> Duration {
         self.webhooks.longest_post()
     }
@@ -213,6 +231,8 @@ impl Storage for WebhookStorage {
 pub(crate) mod tests {
     use super::*;
     use crate::http_client::tests::serve;
+    use crate::scoreboard::{Board, Shape, Slot, Snapshot};
+    use crate::vcon::{Vcon, Version};
 
     /// Webhooks at the addresses, with one header.
     pub(crate) fn webhooks(addresses: &[String]) -> Webhooks {
@@ -237,6 +257,37 @@ pub(crate) mod tests {
         assert_eq!(webhooks.post("{}", Deadline::NONE), Ok(()));
         // Done as a whole, it is posted to all when it comes again.
         assert_eq!(webhooks.post("{}", Deadline::NONE), Ok(()));
+        assert_eq!(first.join().unwrap().len(), 2);
+        assert_eq!(second.join().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn each_answer_is_counted_by_its_status() {
+        let folder = tempfile::tempdir().unwrap();
+        let shape = Shape::of(1, 0, 0, 0);
+        let mut board = Board::create(folder.path(), "here", shape, 1).unwrap();
+        board.prepare(1).unwrap();
+        let slot = Slot::attach(board.id(), 1, 1).unwrap();
+        let (one, first) = serve(&["200 OK", "204 No Content"]);
+        let (two, second) = serve(&["503 Service Unavailable", "200 OK", "404 Not Found"]);
+        let mut storage = WebhookStorage {
+            webhooks: webhooks(&[one, two]),
+        };
+        storage.count_answers(&slot.answer_times());
+        let mut vcon = Vcon::parse(VconId::random(), "{}".to_owned()).unwrap();
+        let vcon = vcon.outgoing(Version::Current);
+        // What has accepted it is not asked again.
+        for is_saved in [false, true, false] {
+            let saved = storage.save(&vcon, Deadline::NONE);
+            assert_eq!(saved.is_ok(), is_saved, "{saved:?}");
+        }
+        let snapshot = Snapshot::take_own(&board.id().path).unwrap();
+        let counts: Vec<_> = snapshot
+            .answers
+            .iter()
+            .map(|(status, times)| (*status, times.count()))
+            .collect();
+        assert_eq!(counts, [(200, 2), (503, 1), (204, 1), (404, 1)]);
         assert_eq!(first.join().unwrap().len(), 2);
         assert_eq!(second.join().unwrap().len(), 3);
     }

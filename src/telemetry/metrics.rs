@@ -140,6 +140,14 @@ impl MetricInputs<'_> {
                 "Each attempt to save a vCon in the storage",
                 self.storage_times(),
             ),
+            self.histogram(
+                "conserver.webhook.duration",
+                "s",
+                "Each post to the URL of a webhook that was answered",
+                self.snapshot.answers.iter().map(|(status, times)| {
+                    (vec![number("status_code", (*status).into())], times.clone())
+                }),
+            ),
             self.counter(
                 "conserver.dlq.count",
                 "vCons that went to the dead letter queue",
@@ -334,11 +342,17 @@ fn metric(name: &str, description: &str, data: Data) -> Metric {
 }
 
 fn text(name: &str, value: &str) -> KeyValue {
+    attribute(name, Value::StringValue(value.to_owned()))
+}
+
+fn number(name: &str, value: i64) -> KeyValue {
+    attribute(name, Value::IntValue(value))
+}
+
+fn attribute(name: &str, value: Value) -> KeyValue {
     KeyValue {
         key: name.to_owned(),
-        value: Some(AnyValue {
-            value: Some(Value::StringValue(value.to_owned())),
-        }),
+        value: Some(AnyValue { value: Some(value) }),
         ..KeyValue::default()
     }
 }

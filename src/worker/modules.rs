@@ -14,13 +14,13 @@ use indexmap::IndexMap;
 
 use super::pipeline::FINISHING_SHARE;
 use super::prober::guarded;
-use crate::config::{Account, Budget, Chain, Config, ListName, StorageConfig};
+use crate::config::{Account, Budget, Chain, Config, ListName, ModuleConfig, StorageConfig};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
 use crate::program::Clock;
 use crate::python::{Hooks, Host};
-use crate::scoreboard::{Meter, SeriesKind, Slot, chain_link_name};
+use crate::scoreboard::{AnswerTimes, Meter, SeriesKind, Slot, chain_link_name};
 use crate::settings::Settings;
 use crate::storage::fan_out::Backend;
 use crate::storage::{self, Storage};
@@ -152,14 +152,14 @@ impl LaneModules {
         let links: HashMap<_, _> = config
             .links
             .iter()
-            .map(|(name, link)| (name.clone(), link.open_link_of(&host)))
+            .map(|(name, link)| (name.clone(), open_link(link, &host, &meters)))
             .collect();
         for (name, link) in &links {
             let entry = config.links.get(name);
             note(entry.and_then(|it| it.limit.as_ref()), link.longest_call());
         }
         let storages = config.storages.iter().map(|(name, storage)| {
-            let storage = open_storage(storage, &host, batches);
+            let storage = open_storage(storage, &host, batches, &meters);
             (name.as_str().into(), Some(storage))
         });
         let storages: IndexMap<_, _> = storages.collect();
@@ -273,8 +273,8 @@ impl LaneModules {
             Ok(ran) => ran,
             Err(panic) => {
                 if let Some(link) = self.config.links.get(name) {
-                    self.links
-                        .insert(name.to_owned(), link.open_link_of(&self.host));
+                    let link = open_link(link, &self.host, &self.meters);
+                    self.links.insert(name.to_owned(), link);
                 }
                 Err(Failure::permanent(format!("it panicked: {}", panic_text(&*panic))).into())
             }
@@ -302,7 +302,8 @@ impl LaneModules {
     pub fn return_storage(&mut self, name: &str, storage: Option<Box<dyn Storage>>) {
         let anew = || {
             let storage = self.config.storages.get(name)?;
-            Some(open_storage(storage, &self.host, self.batches))
+            let opened = open_storage(storage, &self.host, self.batches, &self.meters);
+            Some(opened)
         };
         let storage = storage.or_else(anew);
         if let Some(slot) = self.storages.get_mut(name) {
@@ -374,10 +375,26 @@ impl LaneModules {
     }
 }
 
-fn open_storage(storage: &StorageConfig, host: &Host, batches: bool) -> Box<dyn Storage> {
+fn open_link(link: &ModuleConfig<dyn Link>, host: &Host, meters: &Meters) -> Box<dyn Link> {
+    let mut link = link.open_link_of(host);
+    if let Some(times) = &meters.answers {
+        link.count_answers(times);
+    }
+    link
+}
+
+fn open_storage(
+    storage: &StorageConfig,
+    host: &Host,
+    batches: bool,
+    meters: &Meters,
+) -> Box<dyn Storage> {
     let mut storage = storage.open_storage_of(host);
     if batches {
         storage.batch_saves();
+    }
+    if let Some(times) = &meters.answers {
+        storage.count_answers(times);
     }
     storage
 }
@@ -413,6 +430,8 @@ pub(super) struct Meters {
     lists: HashMap<String, Meter>,
     chain_links: HashMap<String, HashMap<String, Meter>>,
     storage_failures: HashMap<String, Meter>,
+    /// Where the times of webhooks' answers are counted; `None` in tests alone.
+    answers: Option<AnswerTimes>,
 }
 
 impl Meters {
@@ -452,6 +471,7 @@ impl Meters {
                     .keys()
                     .map(meter(SeriesKind::StorageFailure)),
             ),
+            answers: Some(slot.answer_times()),
         }
     }
 

@@ -400,6 +400,12 @@ fn metrics_have_the_names_attributes_and_units_of_the_existing_worker() {
             &[(json!({"backend": "files", "outcome": "success"}), 10)],
         ),
         (
+            "conserver.webhook.duration",
+            histogram,
+            "s",
+            &[(json!({"status_code": 200}), 10)],
+        ),
+        (
             "conserver.dlq.count",
             sum,
             "",
@@ -462,7 +468,11 @@ fn metrics_have_the_names_attributes_and_units_of_the_existing_worker() {
             }
         }
         // `ask` may have been tried several times.
-        if !name.starts_with("conserver.link.") {
+        if *name == "conserver.webhook.duration" {
+            let refused = points[&json!({"status_code": 422}).to_string()];
+            assert!(refused["count"].as_u64() > Some(0), "{metric:#}");
+            assert_eq!(points.len(), 2, "{metric:#}");
+        } else if !name.starts_with("conserver.link.") {
             assert_eq!(points.len(), values.len(), "{name}: {metric:#}");
         }
     }

@@ -225,6 +225,7 @@ mod tests {
                 redis: String::new(),
             },
             series: Vec::new(),
+            answers: Vec::new(),
             reasons: Vec::new(),
             slots: monitor.iter().chain(places).map(slot).collect(),
         }
