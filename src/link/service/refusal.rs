@@ -53,12 +53,18 @@ const DENIED: [&str; 13] = [
 ];
 
 /// How the reason begins where no code says that this deployment is refused.
-const DENIED_REASONS: [&str; 5] = [
+const DENIED_REASONS: [&str; 10] = [
     "invalid model name passed in model=",
     "unsupportedparamserror:",
     "unsupported value:",
     "unsupported parameter:",
+    "unknown parameter:",
+    "unrecognized request argument",
+    "invalid parameter: 'response_format'",
     "you exceeded your current quota",
+    "billing hard limit has been reached",
+    // Anthropic's.
+    "your credit balance is too low",
 ];
 
 /// In a reason that begins like these: it is the rate that is exceeded, and time that helps. Gemini says so.
@@ -96,6 +102,12 @@ const WRAPPERS: [&str; 5] = [
     r#"{"error":{"message":""#,
     "{'error': {'message': '",
     "{'error': '",
+];
+
+/// The same of a provider that names the type first: Anthropic.
+const TYPED_WRAPPERS: [&str; 2] = [
+    r#"{"type": "error", "error": {"type": ""#,
+    r#"{"type":"error","error":{"type":""#,
 ];
 
 /// Codes and words of audio that a service cannot use, or that is too much for it.
@@ -310,6 +322,10 @@ fn unwrapped(message: &str) -> Option<&str> {
     if let Some(inner) = WRAPPERS.iter().find_map(|it| message.strip_prefix(it)) {
         return Some(inner);
     }
+    if TYPED_WRAPPERS.iter().any(|it| message.starts_with(it)) {
+        let (_, reason) = message.split_once(r#""message":"#)?;
+        return reason.trim_start().strip_prefix('"');
+    }
     let (word, rest) = message.split_once(' ')?;
     let name = word.strip_suffix(':');
     let is_path = name.is_some_and(|name| name.starts_with('/'));
@@ -442,6 +458,32 @@ mod tests {
             (
                 429,
                 r#"{"error":{"message":"litellm.RateLimitError: RateLimitError: OpenAIException - You exceeded your current quota, please check your plan and billing details.\n\nLiteLLM: model group 'u-quota' failed with the error above. No fallback was attempted.","type":"throttling_error","param":null,"code":"429"}}"#,
+                Denied,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"litellm.BadRequestError: OpenAIException - Unknown parameter: 'foo'.\n\nLiteLLM: model group 'u-unk' failed with the error above. No fallback was attempted.","type":"invalid_request_error","param":null,"code":"400"}}"#,
+                Denied,
+            ),
+            // OpenAI itself gives no code for these two either.
+            (
+                400,
+                r#"{"error":{"message":"Unrecognized request argument supplied: foo","type":"invalid_request_error","param":null,"code":null}}"#,
+                Denied,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"litellm.BadRequestError: OpenAIException - Invalid parameter: 'response_format' of type 'json_object' is not supported with this model.","type":"invalid_request_error","param":null,"code":"400"}}"#,
+                Denied,
+            ),
+            (
+                429,
+                r#"{"error":{"message":"litellm.RateLimitError: RateLimitError: OpenAIException - Billing hard limit has been reached","type":"throttling_error","param":null,"code":"429"}}"#,
+                Denied,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"litellm.BadRequestError: AnthropicException - {\"type\": \"error\", \"error\": {\"type\": \"invalid_request_error\", \"message\": \"Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits.\"}}","type":"invalid_request_error","param":null,"code":"400"}}"#,
                 Denied,
             ),
             // From `responses`.
