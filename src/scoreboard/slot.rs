@@ -12,7 +12,8 @@ use super::board::{config_path, pauses_path};
 use super::layout::{self, HEADER, NAME, Shape, WORD, child, header, lane, worker};
 use super::snapshot::{BoardHeader, Words};
 use super::{
-    BoardError, BoardId, ChildState, LaneState, LaneStep, Meter, SeriesKind, WorkerState, figures,
+    BoardError, BoardId, ChildState, Event, LaneState, LaneStep, Meter, SeriesKind, WorkerState,
+    figures,
 };
 use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
@@ -287,18 +288,40 @@ impl Slot {
 
     /// The meters of the chains, links and storages that are known now.
     pub fn meters(&self) -> SlotMeters<'_> {
-        let words = self.words.words();
-        let known = words[header::SERIES].load(Ordering::Acquire);
-        let known = usize::try_from(known).map_or(self.shape.series, |n| n.min(self.shape.series));
-        let name = |series: usize| {
-            let start = self.shape.name_start(series);
-            std::array::from_fn(|word| words[start + word].load(Ordering::Relaxed))
-        };
-        let positions = (0..known).map(|series| (name(series), series)).collect();
+        let known = 0..self.known_series();
+        let positions = known.map(|series| (self.name_of(series), series)).collect();
         SlotMeters {
             slot: self,
             positions,
         }
+    }
+
+    /// How often a link or storage has worked so far, for any worker of this daemon.
+    pub fn successes_of(&self, kind: SeriesKind, name: &str) -> u64 {
+        let wanted = figures::name_words(kind, name);
+        let is_it = |series: &usize| self.name_of(*series) == wanted;
+        let series = (0..self.known_series()).find(is_it);
+        let start = series.map(|series| self.shape.meter_start(series) + layout::meter::COUNTS);
+        let count = |start: usize| {
+            let counts = [Event::Done, Event::Halted].map(|event| start + event as usize);
+            let words = self.words.words();
+            counts
+                .map(|word| words[word].load(Ordering::Relaxed))
+                .iter()
+                .sum()
+        };
+        start.map_or(0, count)
+    }
+
+    /// How many series there are now.
+    fn known_series(&self) -> usize {
+        let known = self.header_word(header::SERIES).load(Ordering::Acquire);
+        usize::try_from(known).map_or(self.shape.series, |n| n.min(self.shape.series))
+    }
+
+    fn name_of(&self, series: usize) -> [u64; NAME] {
+        let (words, start) = (self.words.words(), self.shape.name_start(series));
+        std::array::from_fn(|word| words[start + word].load(Ordering::Relaxed))
     }
 
     /// The number of the configuration that is in force.

@@ -4,13 +4,15 @@
 //! ```text
 //!           all attempts failed, and so does a probe         a probe succeeds
 //! closed ────────────────────────────────────► unavailable ──────────────────► closed, lanes wake
+//!    │                                                  └─ a probe is denied ─► denied
 //!    │  the probe succeeds, but three vCons        one vCon at a time is tried, with growing pauses
 //!    │  in a row have failed in all attempts       if a link refuses them
 //!    ├───────────────────────────────────────► failing ──────────────────────► closed, lanes wake
 //!    │                                                       one goes through
 //!    │  the server refuses this deployment         one vCon at a time is tried, with growing pauses
 //!    ├───────────────────────────────────────► denied ───────────────────────► closed, lanes wake
-//!    │                                                       one goes through
+//!    │                                                       one goes through, or no vCon is left
+//!    │                                                       as others went through elsewhere
 //!    │  the server has named a time to come again            that time has come
 //!    ├───────────────────────────────────────► waiting ──────────────────────► closed, lanes wake
 //!    │
@@ -39,7 +41,9 @@ use super::modules::Stage;
 use crate::backoff::Backoff;
 use crate::config::{Chain, Config, ListName, OnOutage};
 use crate::queue::storage_letters_list;
-use crate::scoreboard::{HoldReason, Slot, Snapshot, StageKind, UnavailableStage, name_mark};
+use crate::scoreboard::{
+    HoldReason, SeriesKind, Slot, Snapshot, StageKind, UnavailableStage, name_mark,
+};
 use crate::sys;
 
 /// After this many different vCons in a row, a reachable backend counts as failing.
@@ -82,6 +86,17 @@ pub(super) struct Breaker {
     denials: Backoff,
     /// Whether it has refused a vCon since the last trial.
     has_refused: bool,
+    /// How often it had worked for any worker of the daemon when it last failed for this one.
+    successes: u64,
+}
+
+/// How a trial has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TrialEnd {
+    /// A vCon was tried.
+    Tried,
+    /// There was none to try.
+    NothingToTry,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,15 +212,14 @@ impl Breaker {
     }
 
     /// After a trial: the earliest time of the next one.
-    pub fn end_trial(&mut self, pause: Duration) {
+    fn end_trial(&mut self, pause: Duration, end: TrialEnd) {
         // Each answer that a link refuses may have been paid for: those of language models are. A storage that
         // refuses costs nothing, and goes on sooner after it is mended.
         let has_refused = std::mem::take(&mut self.has_refused);
         let is_costly = has_refused && matches!(self.stage, Stage::Link(_));
         let pause = match self.state {
-            BreakerState::Denied { .. } => self.denials.next_wait(),
-            // The whole pause: workers that have found it together try it together. One that comes after the
-            // others have done all vCons keeps its hold until the next one.
+            BreakerState::Denied { .. } if end == TrialEnd::Tried => self.denials.next_wait(),
+            // The whole pause: workers that have found it together try it together.
             _ if is_costly => self.denials.next_wait_with(1.0),
             _ => pause,
         };
@@ -411,9 +425,11 @@ impl CircuitBreakers {
 
     /// The stage has refused one vCon more. Counts if it is failing.
     pub fn note_refused(&self, stage: &Stage, config: &Arc<Config>) {
+        let successes = self.successes(stage);
         let mut open = self.lock();
         if let Some(breaker) = open.iter_mut().find(|it| it.is(stage, config)) {
             breaker.has_refused = true;
+            breaker.successes = successes;
         }
     }
 
@@ -430,6 +446,19 @@ impl CircuitBreakers {
         let next = Instant::now() + self.denials().next_wait();
         let next = until.map_or(next, |until| until.max(next));
         self.open_until(stage, config, state, error, next)
+    }
+
+    /// What was unavailable answers again, and refuses this deployment with this error.
+    pub fn turn_denied(
+        &self,
+        stage: &Stage,
+        config: &Arc<Config>,
+        error: &str,
+        until: Option<Instant>,
+    ) {
+        // A lane that claims in between is denied like one that makes a trial.
+        self.close(stage, config);
+        self.note_denied(stage, config, error, until);
     }
 
     /// The server wants to be left alone until then. Returns whether it was not left alone before.
@@ -481,6 +510,10 @@ impl CircuitBreakers {
         error: &str,
         next: Instant,
     ) -> bool {
+        let successes = match state.is_tried() {
+            true => self.successes(stage),
+            false => 0,
+        };
         self.change(|open| {
             let found = open.iter_mut().find(|breaker| breaker.is(stage, config));
             match found {
@@ -499,6 +532,7 @@ impl CircuitBreakers {
                     }
                     if has >= had {
                         breaker.note_error(error);
+                        breaker.successes = successes;
                     }
                     has > had
                 }
@@ -514,6 +548,7 @@ impl CircuitBreakers {
                         next,
                         denials: self.denials().after(1),
                         has_refused: false,
+                        successes,
                     });
                     true
                 }
@@ -526,14 +561,35 @@ impl CircuitBreakers {
         Backoff::new(self.pause, self.pause.saturating_mul(LONGEST_DENIED))
     }
 
-    /// A trial of the stage is over.
-    pub fn end_trial(&self, stage: &Stage, config: &Arc<Config>) {
-        let mut open = self.lock();
-        let ours = open.iter_mut().find(|it| it.is(stage, config));
+    /// A trial of the stage is over. Returns whether that has closed its breaker: if there was nothing to try, other
+    /// workers may have got through, and done all that waited.
+    pub fn end_trial(&self, stage: &Stage, config: &Arc<Config>, end: TrialEnd) -> bool {
         // It may have been found unavailable meanwhile.
-        if let Some(breaker) = ours.filter(|it| it.state.is_tried()) {
-            breaker.end_trial(self.pause);
-            self.show(&open);
+        let is_ours = |it: &Breaker| it.is(stage, config) && it.state.is_tried();
+        let successes = match end {
+            TrialEnd::Tried => None,
+            TrialEnd::NothingToTry => Some(self.successes(stage)),
+        };
+        self.change(|open| {
+            let before = open.len();
+            open.retain_mut(|breaker| {
+                if !is_ours(breaker) {
+                    return true;
+                }
+                let others_got_through = successes.is_some_and(|now| now > breaker.successes);
+                breaker.end_trial(self.pause, end);
+                !others_got_through
+            });
+            open.len() < before
+        })
+    }
+
+    /// How often the stage has worked so far, for any worker of the daemon.
+    fn successes(&self, stage: &Stage) -> u64 {
+        match stage {
+            Stage::Link(name) => self.slot.successes_of(SeriesKind::Link, name),
+            Stage::Storage(name) => self.slot.successes_of(SeriesKind::Storage, name),
+            Stage::List(_) | Stage::Tracer(_) | Stage::Hook(_) => 0,
         }
     }
 
@@ -874,11 +930,11 @@ pub(super) mod tests {
         assert!(worker.board.slot(1).worker.unwrap().held.is_some());
         let wait = || breakers.next_due().unwrap().as_secs();
         assert!((29..=60).contains(&wait()), "{}", wait());
-        breakers.end_trial(&storage("a"), &config);
+        breakers.end_trial(&storage("a"), &config, TrialEnd::Tried);
         assert!((59..=120).contains(&wait()), "{}", wait());
         let late = Instant::now() + Duration::from_secs(6000);
         assert!(!breakers.note_denied(&storage("a"), &config, "401", Some(late)));
-        breakers.end_trial(&storage("a"), &config);
+        breakers.end_trial(&storage("a"), &config, TrialEnd::Tried);
         assert!(wait() > 5000, "{}", wait());
         assert!(breakers.note_success(&storage("a"), &config));
     }
@@ -902,7 +958,7 @@ pub(super) mod tests {
             for breaker in breakers.lock().iter_mut() {
                 breaker.next = Instant::now();
             }
-            breakers.end_trial(stage, &config);
+            breakers.end_trial(stage, &config, TrialEnd::Tried);
             let open = breakers.lock();
             let breaker = open.iter().find(|it| it.is(stage, &config)).unwrap();
             breaker.next.saturating_duration_since(Instant::now())
@@ -915,7 +971,7 @@ pub(super) mod tests {
         for minutes in [2, 4, 8, 10, 10, 10] {
             is_about(pause_after(&ai, true), minutes * minute);
         }
-        // It found no vCon, or it failed in another way.
+        // It failed in another way.
         let pause = pause_after(&ai, false);
         assert!(pause > minute / 2 && pause <= minute, "{pause:?}");
         is_about(pause_after(&ai, true), 10 * minute);

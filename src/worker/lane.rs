@@ -190,6 +190,10 @@ impl Lane {
                     with_finish: false,
                 });
             }
+            trial.note_nothing();
+            if self.shared.breakers.version() != self.breakers {
+                self.refresh_lists();
+            }
         }
         match begin_budgeted(&self.shared, &self.modules) {
             Ok(None) => {}

@@ -53,10 +53,17 @@ impl Pipeline<'_, '_, '_> {
         diagnose(kind, self.modules.probe(stage, self.clock.drain()))
     }
 
-    /// Opens the breaker of a stage until a probe of it succeeds. A thread of its own probes it. The stage has
-    /// failed with the error `attempted`, if that is its own alone, and then in a `probe`.
+    /// Opens the breaker of a stage until a probe of it succeeds, or is denied. A thread of its own probes it. The stage
+    /// has failed with the error `attempted`, if that is its own alone, and then in a `probe`.
     pub(super) fn hold(&self, stage: &Stage, attempted: Option<&str>, probe: &Failure) {
         let (shared, config) = (self.shared, self.modules.config());
+        // It answers, and refuses this deployment: when it does not any more, a vCon finds out.
+        if probe.kind == FailureKind::Denied {
+            shared.health.note_denied(stage, &probe.message);
+            let breakers = &shared.breakers;
+            breakers.note_denied(stage, config, &probe.message, probe.not_before);
+            return;
+        }
         let why = &match (stage, attempted) {
             // The probe knows no more.
             (Stage::List(_), Some(attempted)) => attempted.to_owned(),
@@ -176,6 +183,9 @@ impl Prober {
                 Ok(()) => break,
                 // It is reachable, and has connections for others.
                 Err(failure) if failure.kind == FailureKind::Crowded => break,
+                Err(failure) if failure.kind == FailureKind::Denied => {
+                    return self.note_denied(&failure, since);
+                }
                 Err(failure) => {
                     let outage = format_args!("{stage} {AWAY}");
                     if self.shared.slot.renew_outage(outage) {
@@ -200,6 +210,19 @@ impl Prober {
             None => log::debug!("{} finds {stage} available again", self.shared.name),
         }
         self.close();
+    }
+
+    /// The stage answers again, and refuses this deployment: from now on a vCon is tried now and then.
+    fn note_denied(&self, denied: &Failure, since: Instant) {
+        let (slot, stage) = (&self.shared.slot, &self.stage);
+        if let Some(time) = slot.end_outage(format_args!("{stage} {AWAY}")) {
+            let seconds = time.max(since.elapsed()).as_secs_f64();
+            log::info!("{stage} answers again after {seconds:.1} s");
+        }
+        self.shared.health.note_denied(stage, &denied.message);
+        let breakers = &self.shared.breakers;
+        breakers.turn_denied(stage, &self.config, &denied.message, denied.not_before);
+        self.shared.wakeup.wake_all();
     }
 
     /// Closes the breaker, though it is not known whether the stage is back.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::circuit_breaker::{backlog_list, is_deferring};
+use super::circuit_breaker::{TrialEnd, backlog_list, is_deferring};
 use super::lane::retain_claimable;
 use super::modules::Stage;
 use super::shared::SharedState;
@@ -19,11 +19,24 @@ pub(super) struct TrialPermit {
     pub lists: Vec<ListName>,
     /// Whether it is the queue of a storage.
     pub is_backlog: bool,
+    end: TrialEnd,
+}
+
+impl TrialPermit {
+    /// There is no vCon to try. If the stage has worked for other workers since it last failed for this one, they have
+    /// done all of them, and nothing is held up any more.
+    pub(super) fn note_nothing(mut self) {
+        self.end = TrialEnd::NothingToTry;
+    }
 }
 
 impl Drop for TrialPermit {
     fn drop(&mut self) {
-        self.shared.breakers.end_trial(&self.stage, &self.config);
+        let Self { shared, stage, .. } = self;
+        if shared.breakers.end_trial(stage, &self.config, self.end) {
+            shared.health.note_success(stage);
+            shared.wakeup.wake_all();
+        }
     }
 }
 
@@ -71,6 +84,7 @@ pub(super) fn begin_trial(shared: &Arc<SharedState>, config: &Arc<Config>) -> Op
         config: Arc::clone(config),
         lists,
         is_backlog,
+        end: TrialEnd::Tried,
     })
 }
 
@@ -84,6 +98,7 @@ mod tests {
     use super::super::circuit_breaker::tests::{CONFIG, names, storage, worker};
     use super::super::shared::tests::TestWorker;
     use super::*;
+    use crate::scoreboard::{Event, SeriesKind};
 
     /// The permit for the trial that is due; waits for it if need be.
     fn trial(worker: &TestWorker) -> Option<TrialPermit> {
@@ -120,6 +135,33 @@ mod tests {
             "refused"
         ));
         assert_eq!(names(&trial(&worker).unwrap().lists), ["la"]);
+    }
+
+    #[test]
+    fn nothing_is_held_up_where_others_have_done_what_was_to_be_tried() {
+        let mut worker = worker();
+        let series = [(SeriesKind::Storage, "a")];
+        worker.board.keep_figures_of(series.into_iter()).unwrap();
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let another_works = || {
+            let meters = worker.shared.slot.meters();
+            meters.of(SeriesKind::Storage, "a").count(Event::Done);
+        };
+        let is_held = || breakers.is_open(&storage("a"), &config);
+        another_works();
+        assert!(breakers.note_failing(&storage("a"), &config, "busy"));
+        trial(&worker).unwrap().note_nothing();
+        assert!(is_held(), "nobody has got through since");
+        another_works();
+        drop(trial(&worker).unwrap());
+        assert!(is_held(), "there was a vCon, and it failed");
+        assert!(!breakers.note_failing(&storage("a"), &config, "busy"));
+        trial(&worker).unwrap().note_nothing();
+        assert!(is_held(), "nobody has got through since");
+        another_works();
+        let before = breakers.version();
+        trial(&worker).unwrap().note_nothing();
+        assert!(!is_held() && breakers.version() > before);
     }
 
     #[test]

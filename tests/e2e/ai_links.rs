@@ -489,6 +489,35 @@ fn what_litellm_says_of_the_deployment_holds_the_chain_until_it_is_mended() {
 }
 
 #[test]
+fn a_server_that_comes_back_and_refuses_the_key_is_said_to_refuse_it() {
+    let (redis, services) = (Redis::plain(), Services::saying("fine"));
+    let daemon = conserver(&redis, &summarizing(&services, json!({}))).start();
+    let holds = |what: &str, is_so: &dyn Fn(&Value) -> bool| {
+        wait_until(what, PATIENCE, || {
+            is_so(&daemon.status().unwrap_or_default()["holds"][0])
+        });
+    };
+    services.script_all(&error(500, "server_error", "out of order"));
+    let samples = [sample(&["hello"]), sample(&["hello"])];
+    submit(&redis, "default", &samples);
+    holds("it is away", &|hold| {
+        hold["denied"] == false && hold["failing"] == false
+    });
+    services.script_all(&error(401, "invalid_api_key", "Incorrect API key"));
+    holds("it denies", &|hold| {
+        let reason = hold["error"].as_str().unwrap_or_default();
+        hold["denied"] == true && reason.contains("Incorrect API key")
+    });
+    daemon.wait_for_log("link summarize denies access", PATIENCE);
+    services.mend();
+    Ledger::of(&redis, &samples).settles();
+    for sample in &samples {
+        assert_eq!(bodies(&document(&redis, sample), "summary"), ["fine"]);
+    }
+    assert_eq!(redis.keys("DLQ:*"), Vec::<String>::new());
+}
+
+#[test]
 fn the_time_that_a_provider_behind_litellm_asks_for_is_waited_for() {
     let (redis, services) = (Redis::plain(), Services::saying("fine"));
     let _daemon = conserver(&redis, &summarizing(&services, json!({}))).start();

@@ -1,6 +1,8 @@
 //! A link or storage that refuses every vCon for one reason is to blame itself: they wait until it takes
 //! them. A vCon that is refused while others are taken is a dead letter.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -89,6 +91,35 @@ fn a_webhook_that_refuses_everything_costs_no_dead_letter() {
             daemon.stop();
         }
     }
+}
+
+#[test]
+fn a_worker_that_has_nothing_left_to_try_goes_on_as_others_have_got_through() {
+    let (redis, hook) = (Redis::plain(), Hook::new());
+    hook.decides(|_| 401);
+    let daemon = conserver(&redis, &as_link(&hook))
+        .workers(2)
+        .lanes(1)
+        .start();
+    let samples = fresh(6);
+    submit(&redis, "default", &samples);
+    wait_until("both workers hold it", PATIENCE, || {
+        workers_that_hold(&daemon, "link hook") == 2
+    });
+    let late = Pid::from_raw(daemon.workers()[&2]);
+    kill(late, Signal::SIGSTOP).expect("the worker runs");
+    hook.decides(|_| 200);
+    // It may have one of them in hand.
+    wait_until("the other one has done all", PATIENCE, || {
+        redis.length("done") >= samples.len() - 1 && redis.length("default") == 0
+    });
+    kill(late, Signal::SIGCONT).expect("the worker runs");
+    wait_until("nothing is held any more", PATIENCE, || {
+        !is_held(&daemon, "link hook")
+    });
+    Ledger::of(&redis, &samples).settles();
+    daemon.wait_for_log("link hook works again after", PATIENCE);
+    daemon.stop();
 }
 
 #[test]

@@ -68,6 +68,8 @@ impl Asked {
 #[derive(Default)]
 struct State {
     script: VecDeque<Scripted>,
+    /// What probes get instead of a good answer.
+    probes: Option<Scripted>,
     requests: Vec<Asked>,
 }
 
@@ -110,9 +112,18 @@ impl Services {
         lock(&self.state).script.extend(replies);
     }
 
+    /// What happens to every request from now on, probes among them.
+    pub fn script_all(&self, reply: &Scripted) {
+        let mut state = lock(&self.state);
+        state.script = vec![reply.clone(); 1000].into();
+        state.probes = Some(reply.clone());
+    }
+
     /// Whatever was wrong is mended: nothing of the script happens any more.
     pub fn mend(&self) {
-        lock(&self.state).script.clear();
+        let mut state = lock(&self.state);
+        state.script.clear();
+        state.probes = None;
     }
 
     /// The requests so far, without probes.
@@ -133,7 +144,7 @@ fn serve(stream: TcpStream, state: &Mutex<State>, think: &dyn Fn(&Asked) -> Stri
     let asked = Asked { head, body };
     let is_probe = asked.line().starts_with("get ") || asked.line().ends_with("/auth.test");
     let scripted = match is_probe {
-        true => None,
+        true => lock(state).probes.clone(),
         false => {
             let mut state = lock(state);
             state.requests.push(asked.clone());
