@@ -18,7 +18,7 @@
 //! | `CONSERVER_TEST_CUTS` | 40 | bytes at which connections to Redis are cut, each way; a large number is every byte |
 //! | `CONSERVER_TEST_BUDGET` | 12 | seconds for which two instances share a budget |
 //! | `CONSERVER_TEST_SEED` | by lot | which bytes these are |
-//! | `CONSERVER_TORTURE_SECONDS` | 60 | of `torture` |
+//! | `CONSERVER_TORTURE_SECONDS` | 40 | of `torture` |
 //! | `CONSERVER_TORTURE_SEED` | by lot | its random events |
 //! | `CONSERVER_TEST_SCREENSHOTS` | | a folder for pictures of the monitor's page, and of `pictures` for the manual |
 //! | `CONSERVER_TEST_VCONS` | the project's own | a folder of other vCons |

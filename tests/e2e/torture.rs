@@ -3,7 +3,7 @@
 //! and some sent on to a third. At every instant each vCon is in exactly one place for each of its
 //! pushes; in the end every change of every chain is in Redis and in every storage.
 //!
-//! It takes `CONSERVER_TORTURE_SECONDS` (60). It prints its seed; `CONSERVER_TORTURE_SEED` does the
+//! It takes `CONSERVER_TORTURE_SECONDS` (40). It prints its seed; `CONSERVER_TORTURE_SEED` does the
 //! same things again, though never at quite the same instants. When it fails it leaves all logs
 //! behind, and the journal of Redis, in which each step of a vCon can be looked up by its UUID.
 
@@ -38,7 +38,7 @@ const STANDSTILL: Duration = Duration::from_secs(60);
 
 #[test]
 fn nothing_is_lost_whatever_is_killed() {
-    let seconds = number_from_env("CONSERVER_TORTURE_SECONDS", 60);
+    let seconds = number_from_env("CONSERVER_TORTURE_SECONDS", 40);
     let drawn = usize::try_from(fastrand::u32(..)).expect("64 bits");
     let seed = number_from_env("CONSERVER_TORTURE_SEED", drawn);
     println!("torture: CONSERVER_TORTURE_SEED={seed} CONSERVER_TORTURE_SECONDS={seconds}");

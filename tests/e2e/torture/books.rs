@@ -20,6 +20,9 @@ pub type Copies = [HashMap<String, Value>; 3];
 /// line in the log. One in so many may be such a one.
 const TOLD_AT_LEAST: usize = 100;
 
+/// Calls of links that one such recovery may repeat: those for the vCons of all lanes of a worker.
+const REPEATED_AT_ONCE: usize = 6;
+
 /// The sums of the ledger.
 #[derive(Default)]
 pub struct Books {
@@ -78,7 +81,8 @@ impl Books {
         for id in stored.filter(|id| !journal.contains(*id)) {
             run.fault_of(id, format!("{id} is stored and was never pushed"));
         }
-        if books.unexplained > 1 + books.logs.recoveries() / TOLD_AT_LEAST {
+        let untold = 1 + books.logs.recoveries() / TOLD_AT_LEAST;
+        if books.unexplained > untold * REPEATED_AT_ONCE {
             let (repeated, unexplained) = (books.repeated, books.unexplained);
             run.fault(format!(
                 "of {repeated} calls of links that were repeated, {unexplained} were without a death"
