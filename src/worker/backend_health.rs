@@ -178,6 +178,27 @@ impl BackendHealth {
         }
     }
 
+    /// The stage answers no more that it refuses this deployment: it works, or does not answer at all, as others say.
+    pub fn end_denial(&self, stage: &Stage) {
+        let mut stages = self.lock();
+        let record = stages.get_mut(stage);
+        let has_denied = record.is_some_and(|it| std::mem::take(&mut it.has_denied));
+        drop(stages);
+        if has_denied {
+            self.slot.end_outage(format_args!("{stage} {DENIES}"));
+        }
+    }
+
+    /// The stage has worked for other workers, which have done all that waited for it. That is no proof for or against
+    /// any vCon here: only the log no longer has that it fails for this one.
+    pub fn end_outages(&self, stage: &Stage) {
+        let ended = [FAILS, REFUSES, FAILS_IN_A_ROW, DENIES]
+            .map(|what| self.slot.end_outage(format_args!("{stage} {what}")));
+        if let Some(time) = ended.into_iter().flatten().max() {
+            log::info!("{stage} works again after {:.1} s", time.as_secs_f64());
+        }
+    }
+
     /// The stage has refused this vCon. If the stage is bad, it has failed for all that it refused alike.
     pub fn judge_refusal(
         &self,

@@ -4,7 +4,6 @@
 //! ```text
 //!           all attempts failed, and so does a probe         a probe succeeds
 //! closed ────────────────────────────────────► unavailable ──────────────────► closed, lanes wake
-//!    │                                                  └─ a probe is denied ─► denied
 //!    │  the probe succeeds, but three vCons        one vCon at a time is tried, with growing pauses
 //!    │  in a row have failed in all attempts       if a link refuses them
 //!    ├───────────────────────────────────────► failing ──────────────────────► closed, lanes wake
@@ -88,6 +87,8 @@ pub(super) struct Breaker {
     has_refused: bool,
     /// How often it had worked for any worker of the daemon when it last failed for this one.
     successes: u64,
+    /// Whether its last probe was denied, while it is unavailable.
+    is_probe_denied: bool,
 }
 
 /// How a trial has ended.
@@ -95,7 +96,7 @@ pub(super) struct Breaker {
 pub(super) enum TrialEnd {
     /// A vCon was tried.
     Tried,
-    /// There was none to try.
+    /// There was none to try in all lists from which it may get one.
     NothingToTry,
 }
 
@@ -203,7 +204,10 @@ impl Breaker {
             error: self.error.clone(),
             seen: self.seen,
             next_try: Some(sys::monotonic_ms().saturating_add(wait)),
-            reason: self.state.shown(),
+            reason: match self.is_probe_denied {
+                true => HoldReason::Denied,
+                false => self.state.shown(),
+            },
         })
     }
 
@@ -448,19 +452,6 @@ impl CircuitBreakers {
         self.open_until(stage, config, state, error, next)
     }
 
-    /// What was unavailable answers again, and refuses this deployment with this error.
-    pub fn turn_denied(
-        &self,
-        stage: &Stage,
-        config: &Arc<Config>,
-        error: &str,
-        until: Option<Instant>,
-    ) {
-        // A lane that claims in between is denied like one that makes a trial.
-        self.close(stage, config);
-        self.note_denied(stage, config, error, until);
-    }
-
     /// The server wants to be left alone until then. Returns whether it was not left alone before.
     pub fn note_wait(
         &self,
@@ -510,10 +501,7 @@ impl CircuitBreakers {
         error: &str,
         next: Instant,
     ) -> bool {
-        let successes = match state.is_tried() {
-            true => self.successes(stage),
-            false => 0,
-        };
+        let successes = self.successes(stage);
         self.change(|open| {
             let found = open.iter_mut().find(|breaker| breaker.is(stage, config));
             match found {
@@ -532,6 +520,8 @@ impl CircuitBreakers {
                     }
                     if has >= had {
                         breaker.note_error(error);
+                    }
+                    if state != BreakerState::OverBudget {
                         breaker.successes = successes;
                     }
                     has > had
@@ -549,6 +539,7 @@ impl CircuitBreakers {
                         denials: self.denials().after(1),
                         has_refused: false,
                         successes,
+                        is_probe_denied: false,
                     });
                     true
                 }
@@ -556,8 +547,8 @@ impl CircuitBreakers {
         })
     }
 
-    /// The pauses between the trials of what denies.
-    fn denials(&self) -> Backoff {
+    /// The pauses between the trials or probes of what denies.
+    pub fn denials(&self) -> Backoff {
         Backoff::new(self.pause, self.pause.saturating_mul(LONGEST_DENIED))
     }
 
@@ -606,12 +597,12 @@ impl CircuitBreakers {
         })
     }
 
-    /// A prober tries the stage after this time.
+    /// A prober tries the stage after this time. Its last probe has failed like this, or was denied.
     pub fn note_probe(
         &self,
         stage: &Stage,
         config: &Arc<Config>,
-        error: &ProbeError,
+        (error, is_denied): (&ProbeError, bool),
         wait: Duration,
     ) {
         let mut open = self.lock();
@@ -622,6 +613,7 @@ impl CircuitBreakers {
                 ProbeError::Same => breaker.seen = sys::monotonic_ms(),
                 ProbeError::New(error) => breaker.note_error(error),
             }
+            breaker.is_probe_denied = is_denied;
             breaker.next = Instant::now() + wait;
             self.show(&open);
         }
@@ -843,7 +835,7 @@ pub(super) mod tests {
         ));
         let probe = |error, seconds| {
             let wait = Duration::from_secs(seconds);
-            breakers.note_probe(&storage("a"), &config, &error, wait);
+            breakers.note_probe(&storage("a"), &config, (&error, false), wait);
             let (error, still, wait) = shown();
             assert_eq!(still, since);
             (
@@ -855,6 +847,18 @@ pub(super) mod tests {
         assert_eq!(probe(ProbeError::Same, 120), ("refused".to_owned(), true));
         let new = ProbeError::New("timed out".to_owned());
         assert_eq!(probe(new, 150), ("timed out".to_owned(), true));
+        let reason = || {
+            let path = &worker.board.id().path;
+            let shown = crate::scoreboard::Snapshot::take_own(path).unwrap();
+            shown.reasons[0].1.reason
+        };
+        for (is_denied, expected) in [(true, HoldReason::Denied), (false, HoldReason::Unavailable)]
+        {
+            let wait = Duration::from_secs(1);
+            let error = (&ProbeError::Same, is_denied);
+            breakers.note_probe(&storage("a"), &config, error, wait);
+            assert_eq!(reason(), expected);
+        }
     }
 
     fn lists(worker: &TestWorker) -> String {

@@ -53,17 +53,10 @@ impl Pipeline<'_, '_, '_> {
         diagnose(kind, self.modules.probe(stage, self.clock.drain()))
     }
 
-    /// Opens the breaker of a stage until a probe of it succeeds, or is denied. A thread of its own probes it. The stage
-    /// has failed with the error `attempted`, if that is its own alone, and then in a `probe`.
+    /// Opens the breaker of a stage until a probe of it succeeds. A thread of its own probes it. The stage has
+    /// failed with the error `attempted`, if that is its own alone, and then in a `probe`.
     pub(super) fn hold(&self, stage: &Stage, attempted: Option<&str>, probe: &Failure) {
         let (shared, config) = (self.shared, self.modules.config());
-        // It answers, and refuses this deployment: when it does not any more, a vCon finds out.
-        if probe.kind == FailureKind::Denied {
-            shared.health.note_denied(stage, &probe.message);
-            let breakers = &shared.breakers;
-            breakers.note_denied(stage, config, &probe.message, probe.not_before);
-            return;
-        }
         let why = &match (stage, attempted) {
             // The probe knows no more.
             (Stage::List(_), Some(attempted)) => attempted.to_owned(),
@@ -83,6 +76,7 @@ impl Pipeline<'_, '_, '_> {
             config: Arc::clone(config),
             stage: stage.clone(),
             error: probe.message.clone(),
+            is_denied: probe.kind == FailureKind::Denied,
             drain: self.clock.drain().clone(),
             storage: self.modules.prober(stage),
         };
@@ -155,6 +149,8 @@ struct Prober {
     stage: Stage,
     /// Why the last probe has failed.
     error: String,
+    /// Whether it was denied.
+    is_denied: bool,
     drain: Receiver<()>,
     /// The storage to probe, if it shares something with that of a lane.
     storage: Option<Box<dyn Storage>>,
@@ -165,14 +161,21 @@ impl Prober {
         let since = Instant::now();
         let settings = self.shared.settings.clone();
         let mut backoff = Backoff::new(settings.retry_first, settings.retry_max);
+        let mut denials = self.shared.breakers.denials();
+        if self.is_denied {
+            self.shared.health.note_denied(&self.stage, &self.error);
+        }
         let Some(mut probe) = self.new_probe() else {
             return self.give_up();
         };
         let mut error = ProbeError::None;
         loop {
-            let (stage, wait) = (&self.stage, backoff.next_wait());
-            let breakers = &self.shared.breakers;
-            breakers.note_probe(stage, &self.config, &error, wait);
+            let wait = match self.is_denied {
+                true => denials.next_wait(),
+                false => backoff.next_wait(),
+            };
+            let (stage, breakers) = (&self.stage, &self.shared.breakers);
+            breakers.note_probe(stage, &self.config, (&error, self.is_denied), wait);
             if self.drain.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
@@ -183,11 +186,14 @@ impl Prober {
                 Ok(()) => break,
                 // It is reachable, and has connections for others.
                 Err(failure) if failure.kind == FailureKind::Crowded => break,
-                Err(failure) if failure.kind == FailureKind::Denied => {
-                    return self.note_denied(&failure, since);
-                }
                 Err(failure) => {
                     let outage = format_args!("{stage} {AWAY}");
+                    self.is_denied = failure.kind == FailureKind::Denied;
+                    if !self.is_denied {
+                        self.shared.health.end_denial(stage);
+                    } else if Arc::ptr_eq(&self.shared.current.get(), &self.config) {
+                        self.shared.health.note_denied(stage, &failure.message);
+                    }
                     if self.shared.slot.renew_outage(outage) {
                         log_away(stage, &self.config, &failure.message);
                     } else {
@@ -204,6 +210,7 @@ impl Prober {
             }
         }
         let (slot, stage) = (&self.shared.slot, &self.stage);
+        self.shared.health.end_denial(stage);
         // Before any lane may find it unavailable anew.
         match slot.end_outage(format_args!("{stage} {AWAY}")) {
             Some(time) => log_back(stage, &self.config, time.max(since.elapsed())),
@@ -212,22 +219,10 @@ impl Prober {
         self.close();
     }
 
-    /// The stage answers again, and refuses this deployment: from now on a vCon is tried now and then.
-    fn note_denied(&self, denied: &Failure, since: Instant) {
-        let (slot, stage) = (&self.shared.slot, &self.stage);
-        if let Some(time) = slot.end_outage(format_args!("{stage} {AWAY}")) {
-            let seconds = time.max(since.elapsed()).as_secs_f64();
-            log::info!("{stage} answers again after {seconds:.1} s");
-        }
-        self.shared.health.note_denied(stage, &denied.message);
-        let breakers = &self.shared.breakers;
-        breakers.turn_denied(stage, &self.config, &denied.message, denied.not_before);
-        self.shared.wakeup.wake_all();
-    }
-
     /// Closes the breaker, though it is not known whether the stage is back.
     fn give_up(&self) {
         let stage = &self.stage;
+        self.shared.health.end_denial(stage);
         self.shared
             .slot
             .leave_outage(format_args!("{stage} {AWAY}"));

@@ -19,14 +19,18 @@ pub(super) struct TrialPermit {
     pub lists: Vec<ListName>,
     /// Whether it is the queue of a storage.
     pub is_backlog: bool,
+    /// Whether these are all lists that the stage holds up, so that nothing is held up if nothing is there.
+    are_all: bool,
     end: TrialEnd,
 }
 
 impl TrialPermit {
     /// There is no vCon to try. If the stage has worked for other workers since it last failed for this one, they have
-    /// done all of them, and nothing is held up any more.
+    /// done all of them, or try the last ones, and nothing is held up any more.
     pub(super) fn note_nothing(mut self) {
-        self.end = TrialEnd::NothingToTry;
+        if self.are_all {
+            self.end = TrialEnd::NothingToTry;
+        }
     }
 }
 
@@ -34,7 +38,7 @@ impl Drop for TrialPermit {
     fn drop(&mut self) {
         let Self { shared, stage, .. } = self;
         if shared.breakers.end_trial(stage, &self.config, self.end) {
-            shared.health.note_success(stage);
+            shared.health.end_outages(stage);
             shared.wakeup.wake_all();
         }
     }
@@ -54,25 +58,31 @@ pub(super) fn begin_trial(shared: &Arc<SharedState>, config: &Arc<Config>) -> Op
     due.state = due.state.trying(true);
     let stage = due.stage.clone();
     let is_backlog = is_deferring(&stage, config);
+    let mut are_all = true;
     let mut lists: Vec<ListName> = match &stage {
         Stage::Storage(name) if is_backlog => backlog_list(name).into_iter().collect(),
         _ => {
             // The lists of chains that nothing else holds up. Another failing stage does not count, as the
             // same vCon tries it too; unless another lane tries it now.
-            let is_free = |chain: &&Chain| {
+            let mut is_free = |chain: &&Chain| {
                 let is_held = open.iter().any(|breaker| {
                     breaker.stage != stage
                         && !breaker.state.is_untried()
                         && breaker.holds(chain, config)
                 });
-                chain.enabled && stage.is_in(chain, config) && !is_held
+                are_all &= !is_held;
+                !is_held
             };
-            let chains = config.chains.iter().filter(is_free);
+            let chains = config.chains.iter();
+            let chains = chains.filter(|chain| chain.enabled && stage.is_in(chain, config));
+            let chains = chains.filter(|chain| is_free(chain));
             chains.flat_map(|it| &it.ingress_lists).cloned().collect()
         }
     };
     drop(open);
+    let count = lists.len();
     retain_claimable(&mut lists, shared.pauses.get().1.as_deref(), config);
+    are_all &= count > 0 && lists.len() == count;
     // Another list each time: the vCons of the first may all be bad, and go to its end.
     if lists.len() > 1 {
         let first = fastrand::usize(..lists.len());
@@ -84,6 +94,7 @@ pub(super) fn begin_trial(shared: &Arc<SharedState>, config: &Arc<Config>) -> Op
         config: Arc::clone(config),
         lists,
         is_backlog,
+        are_all,
         end: TrialEnd::Tried,
     })
 }
@@ -159,6 +170,11 @@ mod tests {
         trial(&worker).unwrap().note_nothing();
         assert!(is_held(), "nobody has got through since");
         another_works();
+        let away = BreakerState::Unavailable;
+        assert!(breakers.open_breaker(&storage("b"), &config, away, "refused"));
+        trial(&worker).unwrap().note_nothing();
+        assert!(is_held(), "one of its lists was not looked into");
+        breakers.close(&storage("b"), &config);
         let before = breakers.version();
         trial(&worker).unwrap().note_nothing();
         assert!(!is_held() && breakers.version() > before);

@@ -106,17 +106,25 @@ fn a_worker_that_has_nothing_left_to_try_goes_on_as_others_have_got_through() {
     wait_until("both workers hold it", PATIENCE, || {
         workers_that_hold(&daemon, "link hook") == 2
     });
-    let late = Pid::from_raw(daemon.workers()[&2]);
-    kill(late, Signal::SIGSTOP).expect("the worker runs");
-    hook.decides(|_| 200);
-    // It may have one of them in hand.
-    wait_until("the other one has done all", PATIENCE, || {
-        redis.length("done") >= samples.len() - 1 && redis.length("default") == 0
+    let late = daemon.workers()[&2];
+    let send = |signal| kill(Pid::from_raw(late), signal).expect("the worker runs");
+    wait_until("one is stopped with nothing in hand", PATIENCE, || {
+        send(Signal::SIGSTOP);
+        let is_idle = daemon.status().unwrap_or_default()["workers"][1]["lanes"] == json!([]);
+        if !is_idle {
+            send(Signal::SIGCONT);
+        }
+        is_idle
     });
-    kill(late, Signal::SIGCONT).expect("the worker runs");
+    hook.decides(|_| 200);
+    wait_until("the other one has done all", PATIENCE, || {
+        redis.length("done") == samples.len()
+    });
+    send(Signal::SIGCONT);
     wait_until("nothing is held any more", PATIENCE, || {
         !is_held(&daemon, "link hook")
     });
+    assert_eq!(daemon.workers()[&2], late);
     Ledger::of(&redis, &samples).settles();
     daemon.wait_for_log("link hook works again after", PATIENCE);
     daemon.stop();
