@@ -255,9 +255,10 @@ fn an_egress_list_of_the_wrong_redis_type_is_waited_for() {
         let names_it = body.starts_with("list done is not a list (since ");
         ready.status == 503 && names_it && body.ends_with("; chains on hold: main\n")
     });
-    let status = daemon.status().unwrap_or_default();
-    assert_eq!(status["holds"][0]["stage"], "list done");
-    assert_eq!(status["workers"][0]["state"], "holding");
+    wait_until("its worker has nothing in hand", PATIENCE, || {
+        let status = daemon.status().unwrap_or_default();
+        status["holds"][0]["stage"] == "list done" && status["workers"][0]["state"] == "holding"
+    });
     let shown = daemon.conserver().run(&["status"]).stdout;
     for words in [
         "list done is not a list (since ",

@@ -120,10 +120,14 @@ impl Monitor {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())
     }
 
-    /// Asks for a path.
+    /// Asks for a path, as soon as the monitor answers: it may have just been started.
     pub fn get(&self, path: &str) -> Answer {
-        let answer = self.try_get(path);
-        answer.unwrap_or_else(|| panic!("no answer at {path}"))
+        let mut answer = None;
+        wait_until(&format!("{path} is answered"), PATIENCE, || {
+            answer = self.try_get(path);
+            answer.is_some()
+        });
+        answer.expect("an answer")
     }
 
     /// Waits until it answers with this status at this path.
