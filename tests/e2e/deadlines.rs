@@ -94,7 +94,8 @@ fn a_row_that_others_hold_is_chance_also_when_the_chain_has_less_time_than_the_s
         .config(&config)
         .lanes(2)
         .env("CONSERVER_RETRY_ATTEMPTS", "1")
-        .env("CONSERVER_MAX_ROUNDS", "2")
+        // Where the server is slow to cancel, the lane gives up first, and that round counts.
+        .env("CONSERVER_MAX_ROUNDS", "4")
         .env("LOG_LEVEL", "DEBUG")
         .start();
     let first = fresh(1);
@@ -114,7 +115,7 @@ fn a_row_that_others_hold_is_chance_also_when_the_chain_has_less_time_than_the_s
             submit(&redis, "default", &fresh(1));
             done += 1;
         }
-        daemon.count_in_log(&format!("Returned {} to the end", held[0].id)) >= 3
+        daemon.count_in_log(&format!("Returned {} to the end", held[0].id)) >= 5
     });
     let log = daemon.log();
     assert!(
