@@ -314,7 +314,7 @@ fi
 unshare --user --map-root-user --mount true ||
   fail "this user may make no namespaces; on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
 # Most tests wait for others most of the time.
-export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) * 7 / 2))}"
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) * 3))}"
 # A first build is all that there is to gain from; what later ones could reuse costs it a quarter more.
 [ -d "${CARGO_TARGET_DIR:-target}" ] || export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
 

@@ -41,7 +41,7 @@ fn stay(redis: &Redis, waiting: usize) {
 fn nothing_is_claimed_from_a_paused_list_by_any_instance() {
     let redis = Redis::plain();
     let (here, there) = (start(&redis, "here", 1), start(&redis, "there", 1));
-    let samples = fresh(400);
+    let samples = fresh(800);
     submit(&redis, "default", &samples);
     let ledger = Ledger::of(&redis, &samples);
     // Under load, again and again: from the instant at which the command has returned.

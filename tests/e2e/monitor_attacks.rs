@@ -254,7 +254,7 @@ fn probes_are_answered_while_others_hang() {
         assert_eq!(monitor.get(path).status, status, "{path}");
         // A probe has a second, and this machine other things to do.
         let took = start.elapsed();
-        assert!(took < Duration::from_secs(3), "{path}: {took:?}");
+        assert!(took < Duration::from_millis(4500), "{path}: {took:?}");
     }
     redis.signal(Signal::SIGCONT);
     drop(hanging);
