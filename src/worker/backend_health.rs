@@ -69,6 +69,9 @@ const REFUSES: &str = "refuses";
 /// The name of the outage of a stage that refuses this deployment.
 const DENIES: &str = "denies access";
 
+/// All of these, which are over once the stage works.
+const OUTAGES: [&str; 4] = [FAILS, REFUSES, FAILS_IN_A_ROW, DENIES];
+
 /// What the lanes of a worker know of each link and storage.
 pub(super) struct BackendHealth {
     slot: Slot,
@@ -102,15 +105,13 @@ impl BackendHealth {
     pub fn note_success(&self, stage: &Stage) -> bool {
         let has_failed = self.record_success(stage);
         let slot = &self.slot;
-        let over = [FAILS, REFUSES, FAILS_IN_A_ROW, DENIES].map(|what| match has_failed {
+        let over = OUTAGES.map(|what| match has_failed {
             true => slot.end_outage(format_args!("{stage} {what}")),
             // A worker that has ended may have left it in the log.
             false => slot.settle_outage(format_args!("{stage} {what}")),
         });
-        match over.into_iter().flatten().max() {
-            Some(time) => log::info!("{stage} works again after {:.1} s", time.as_secs_f64()),
-            None if has_failed => log::debug!("{stage} works again here"),
-            None => {}
+        if !log_again(stage, over) && has_failed {
+            log::debug!("{stage} works again here");
         }
         has_failed
     }
@@ -192,11 +193,8 @@ impl BackendHealth {
     /// The stage has worked for other workers, which have done all that waited for it. That is no proof for or against
     /// any vCon here: only the log no longer has that it fails for this one.
     pub fn end_outages(&self, stage: &Stage) {
-        let ended = [FAILS, REFUSES, FAILS_IN_A_ROW, DENIES]
-            .map(|what| self.slot.end_outage(format_args!("{stage} {what}")));
-        if let Some(time) = ended.into_iter().flatten().max() {
-            log::info!("{stage} works again after {:.1} s", time.as_secs_f64());
-        }
+        let over = OUTAGES.map(|what| self.slot.end_outage(format_args!("{stage} {what}")));
+        log_again(stage, over);
     }
 
     /// The stage has refused this vCon. If the stage is bad, it has failed for all that it refused alike.
@@ -260,6 +258,15 @@ impl BackendHealth {
     fn lock(&self) -> MutexGuard<'_, HashMap<Stage, StageRecord>> {
         self.stages.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Logs that a stage works again, if the log has had any of its outages, each for this time. Returns whether it has.
+fn log_again(stage: &Stage, over: [Option<Duration>; OUTAGES.len()]) -> bool {
+    let longest = over.into_iter().flatten().max();
+    if let Some(time) = longest {
+        log::info!("{stage} works again after {:.1} s", time.as_secs_f64());
+    }
+    longest.is_some()
 }
 
 impl Pipeline<'_, '_, '_> {

@@ -501,7 +501,9 @@ impl CircuitBreakers {
         error: &str,
         next: Instant,
     ) -> bool {
-        let successes = self.successes(stage);
+        // A used-up budget is no failure, and is noted for each vCon that waits for it.
+        let is_failure = state != BreakerState::OverBudget;
+        let successes = is_failure.then(|| self.successes(stage));
         self.change(|open| {
             let found = open.iter_mut().find(|breaker| breaker.is(stage, config));
             match found {
@@ -521,9 +523,7 @@ impl CircuitBreakers {
                     if has >= had {
                         breaker.note_error(error);
                     }
-                    if state != BreakerState::OverBudget {
-                        breaker.successes = successes;
-                    }
+                    breaker.successes = successes.unwrap_or(breaker.successes);
                     has > had
                 }
                 None => {
@@ -538,7 +538,7 @@ impl CircuitBreakers {
                         next,
                         denials: self.denials().after(1),
                         has_refused: false,
-                        successes,
+                        successes: successes.unwrap_or(0),
                         is_probe_denied: false,
                     });
                     true

@@ -64,19 +64,20 @@ pub(super) fn begin_trial(shared: &Arc<SharedState>, config: &Arc<Config>) -> Op
         _ => {
             // The lists of chains that nothing else holds up. Another failing stage does not count, as the
             // same vCon tries it too; unless another lane tries it now.
-            let mut is_free = |chain: &&Chain| {
-                let is_held = open.iter().any(|breaker| {
+            let is_free = |chain: &Chain| {
+                !open.iter().any(|breaker| {
                     breaker.stage != stage
                         && !breaker.state.is_untried()
                         && breaker.holds(chain, config)
-                });
-                are_all &= !is_held;
-                !is_held
+                })
             };
             let chains = config.chains.iter();
-            let chains = chains.filter(|chain| chain.enabled && stage.is_in(chain, config));
-            let chains = chains.filter(|chain| is_free(chain));
-            chains.flat_map(|it| &it.ingress_lists).cloned().collect()
+            let (free, held): (Vec<_>, Vec<_>) = chains
+                .filter(|chain| chain.enabled && stage.is_in(chain, config))
+                .partition(|chain| is_free(chain));
+            are_all = held.is_empty();
+            let lists = free.into_iter().flat_map(|it| &it.ingress_lists);
+            lists.cloned().collect()
         }
     };
     drop(open);

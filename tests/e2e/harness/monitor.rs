@@ -122,20 +122,20 @@ impl Monitor {
 
     /// Asks for a path, as soon as the monitor answers: it may have just been started.
     pub fn get(&self, path: &str) -> Answer {
-        let mut answer = None;
-        wait_until(&format!("{path} is answered"), PATIENCE, || {
-            answer = self.try_get(path);
-            answer.is_some()
-        });
-        answer.expect("an answer")
+        self.get_until(path, &format!("{path} is answered"), |_| true)
     }
 
     /// Waits until it answers with this status at this path.
     pub fn wait_for(&self, path: &str, status: u16) -> Answer {
+        let what = format!("{path} is {status}");
+        self.get_until(path, &what, |answer| answer.status == status)
+    }
+
+    fn get_until(&self, path: &str, what: &str, is_it: impl Fn(&Answer) -> bool) -> Answer {
         let mut last = None;
-        wait_until(&format!("{path} is {status}"), PATIENCE, || {
+        wait_until(what, PATIENCE, || {
             last = self.try_get(path);
-            last.as_ref().is_some_and(|answer| answer.status == status)
+            last.as_ref().is_some_and(&is_it)
         });
         last.expect("an answer")
     }
